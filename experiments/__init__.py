@@ -1,0 +1,1 @@
+"""Experiments: training runs and studies, each run as `python -m experiments.NAME`."""

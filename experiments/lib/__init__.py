@@ -1,0 +1,1 @@
+"""Parts shared by the experiments: data, models, run directories, checkpoints, figures."""

@@ -1,0 +1,35 @@
+"""What every test shares: one CPU device, a compilation cache, strict promotion, prepared data."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before JAX is imported; processes that tests start inherit all of it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def strict_promotion():
+    """An implicit change of dtype or rank is an error while the test runs."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tfds_data_dir() -> Path:
+    """The folder with prepared MNIST; the test is skipped where there is none."""
+    places = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
+    folders = [Path(place).expanduser() for place in places if place]
+    for folder in folders:
+        if any(folder.glob("mnist/*/dataset_info.json")):
+            return folder
+    pytest.skip(
+        f"no prepared MNIST in {' or '.join(map(str, folders))}: set TFDS_DATA_DIR, "
+        "or run `python scripts/prepare_data.py mnist`"
+    )

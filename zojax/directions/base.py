@@ -1,0 +1,109 @@
+"""What all direction distributions share: flat draws, and drawing a range of directions."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from zojax import trees
+from zojax.keys import noise_key
+from zojax.types import Directions, Noise, Params, PRNGKey
+
+
+def flat_directions(
+    name: str,
+    draw: Callable[..., chex.Array],
+    score: Callable[[chex.Array], chex.Array] = lambda noise: noise,
+    block_size: Callable[[int, int], int] | None = None,
+) -> Directions:
+    """Builds a distribution whose direction is one flat vector, cut into the leaves.
+
+    The shortest way to a distribution of your own:
+
+    >>> def uniform_cube():
+    ...     bound = 3**0.5  # unit variance
+    ...     draw = lambda key, dimension: jax.random.uniform(
+    ...         key, (dimension,), minval=-bound, maxval=bound)
+    ...     return flat_directions("uniform_cube", draw)
+
+    Args:
+      name: for messages and tables.
+      draw: `(key, dimension) -> (dimension,)` float32, from one random draw; with `block_size`
+        `(key, dimension, block) -> (block, dimension)`.
+      score: the map eps -> s(eps) on arrays whose last axis is the dimension, with
+        E[s eps^T] = I. The identity, the default, is right when E[eps eps^T] = I; for a density
+        p the choice s = -grad log p makes the estimate the exact gradient of the loss smoothed
+        by p.
+      block_size: see `Directions`.
+
+    Returns:
+      The distribution.
+    """
+
+    def draw_noise(key: PRNGKey, params: Params, *block: int) -> Noise:
+        return draw(key, trees.size(params), *block)
+
+    def perturb(params: Params, noise: Noise, scale: Any) -> Params:
+        return trees.add_scaled(params, trees.split(noise, params), scale)
+
+    def combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
+        total = coefficients.astype(jnp.float32) @ score(noises)
+        return trees.split(total, params)
+
+    return Directions(name, draw_noise, perturb, combine, block_size)
+
+
+def draw_range(
+    directions: Directions,
+    key: PRNGKey,
+    params: Params,
+    start: Any,
+    count: int,
+    num_directions: int,
+    alignment: int = 1,
+) -> Noise:
+    """Draws directions start ... start+count-1 of an estimate, the same for every chunking.
+
+    Direction i is drawn from `fold_in(noise_key(key), i)` with i the global index; jointly drawn
+    directions from `fold_in(noise_key(key), b)` with b the index of their block, which is drawn
+    whole and cut.
+
+    Args:
+      directions: the distribution.
+      key: the estimate's key.
+      params: the perturbed part of the parameters.
+      start: index of the first direction, may be traced.
+      count: how many; static.
+      num_directions: n, all directions of the estimate.
+      alignment: a known divisor of a traced `start`; saves drawing blocks that cannot be met.
+
+    Returns:
+      Noise stacked on a leading axis of length `count`.
+    """
+    base = noise_key(key)
+    if directions.block_size is None:
+        if count == 1:  # without vmap, so that a draw may do anything
+            noise = directions.draw(jax.random.fold_in(base, start), params)
+            return jax.tree.map(lambda x: x[None], noise)
+        indices = start + jnp.arange(count)
+        return jax.vmap(lambda i: directions.draw(jax.random.fold_in(base, i), params))(indices)
+
+    block = directions.block_size(trees.size(params), num_directions)
+    num_blocks = _blocks_touched(block, count, start, alignment)
+    first = start // block
+    noises = [
+        directions.draw(jax.random.fold_in(base, first + b), params, block)
+        for b in range(num_blocks)
+    ]
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *noises)
+    offset = start - first * block
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, offset, count, axis=0), joined)
+
+
+def _blocks_touched(block: int, count: int, start: Any, alignment: int) -> int:
+    """How many blocks the window of `count` directions from `start` can overlap."""
+    worst_offset = start % block if isinstance(start, int) else block - math.gcd(block, alignment)
+    return (worst_offset + count - 1) // block + 1

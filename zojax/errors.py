@@ -1,0 +1,88 @@
+"""Validation of configuration: `ValueError` when an object is built, naming argument and value.
+
+Bad *numbers* that appear while running (a non-finite loss) are data, not errors; see
+`zojax.types.EstimateInfo`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_traced(value: Any) -> bool:
+    """Returns True when `value` is a JAX tracer, whose number is not known yet.
+
+    Args:
+      value: any object.
+    """
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite number above zero; traced values and schedules pass.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array, a tracer, or a callable (an optax schedule).
+
+    Raises:
+      ValueError: if the value is a known number that is not finite and positive.
+    """
+    if callable(value) or is_traced(value):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number > 0, got {value!r}") from error
+    if not np.isfinite(number) or number <= 0:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_at_least(name: str, value: Any, lowest: int) -> None:
+    """Raises unless `value` is an integer of at least `lowest`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      lowest: the smallest allowed value.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < lowest:
+        raise ValueError(f"{name} must be an integer >= {lowest}, got {value!r}")
+
+
+def check_instance(name: str, value: Any, kind: type, hint: str) -> None:
+    """Raises unless `value` is an instance of `kind`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      kind: the required class.
+      hint: what to pass instead, for the message.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {hint}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raises unless `value` is one of `allowed`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      allowed: the accepted values.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if value not in allowed:
+        choices = ", ".join(map(str, allowed))
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

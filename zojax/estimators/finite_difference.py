@@ -1,0 +1,175 @@
+"""The general estimator: directions x stencil x shaping."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from zojax import trees
+from zojax.directions import draw_range, gaussian
+from zojax.errors import check_at_least, check_instance, check_positive
+from zojax.shaping import identity
+from zojax.stencils import central
+from zojax.types import (
+    Directions,
+    Estimate,
+    Estimator,
+    Noise,
+    Params,
+    PRNGKey,
+    Shaping,
+    State,
+    Stencil,
+)
+
+
+class FiniteDifferenceState(NamedTuple):
+    """State of an estimator whose sigma follows a schedule.
+
+    Attributes:
+      count: steps taken, int32 of shape ().
+    """
+
+    count: chex.Array
+
+
+def finite_difference(
+    *,
+    directions: Directions = gaussian(),  # noqa: B008  (immutable)
+    stencil: Stencil = central,
+    num_directions: int | None = 64,
+    sigma: float | chex.Array | Callable[[chex.Array], Any] = 0.02,
+    shaping: Shaping = identity,
+    mask: trees.Mask | None = None,
+) -> Estimator:
+    """Estimates a gradient from differences of the loss along random directions.
+
+    The estimate is (1 / n) sum_i D_i s(eps_i), with D_i the stencil's difference quotient along
+    direction eps_i and s its score. With identity shaping its expectation is the gradient of a
+    smoothed loss, or differs from grad f by O(sigma^2) (the directions' docstrings say which); it
+    is unbiased on a linear loss for every sigma and n. Its cosine to the gradient is about
+    sqrt(n / (n + d + 1)) for d parameters: a small cosine is normal.
+
+    Queries per estimate: 2 n (`central`), n + 1 (`forward`), n (`one_point`).
+
+    >>> import jax, zojax
+    >>> est = zojax.finite_difference(num_directions=8, sigma=0.1)
+    >>> value, grad = zojax.value_and_grad(lambda x: (x**2).sum(), est)(
+    ...     jax.numpy.ones(3), jax.random.key(0))
+
+    Args:
+      directions: a direction distribution, e.g. `zojax.rademacher()`.
+      stencil: `zojax.central`, `zojax.forward` or `zojax.one_point`.
+      num_directions: n; None where the distribution fixes it.
+      sigma: smoothing radius in parameter units: the standard deviation of the perturbation of
+        one coordinate. A number, a traced scalar, or an optax schedule of the step count (the
+        estimator is then stateful).
+      shaping: e.g. `zojax.centered_rank`; every shaping but identity changes the scale.
+      mask: which leaves are perturbed; see `zojax.trees.resolve_mask`. The others get zero
+        gradients. Leaves that are not floating point are never perturbed.
+
+    Returns:
+      The estimator.
+
+    Raises:
+      ValueError: for `num_directions` < 1, `sigma` <= 0, or parts that do not go together.
+    """
+    check_instance("directions", directions, Directions, "a distribution such as zojax.gaussian()")
+    check_instance("stencil", stencil, Stencil, "zojax.central, zojax.forward or zojax.one_point")
+    check_instance("shaping", shaping, Shaping, "a shaping such as zojax.identity")
+    check_positive("sigma", sigma)
+    if directions.fixed_number is None:
+        check_at_least("num_directions", num_directions, 1)
+    elif num_directions is not None:
+        raise ValueError(
+            f"num_directions must be None for {directions.name}, which fixes it, "
+            f"got {num_directions!r}"
+        )
+    if directions.fixed_number is not None and not stencil.is_difference:
+        raise ValueError(
+            f"stencil must be zojax.central or zojax.forward with {directions.name}, whose "
+            f"directions are not centred, got {stencil.name}"
+        )
+    if shaping.needs_difference and not stencil.is_difference:
+        raise ValueError(
+            f"shaping {shaping.name} compares points, stencil {stencil.name} has nothing to "
+            "compare: use zojax.central or zojax.forward"
+        )
+
+    def count_directions(params: Params) -> int:
+        selected, _ = trees.partition(params, mask)
+        if directions.fixed_number is not None:
+            return directions.fixed_number(trees.size(selected))
+        assert num_directions is not None
+        return num_directions
+
+    def count_queries(params: Params) -> int:
+        return count_directions(params) * len(stencil.offsets) + stencil.has_center
+
+    def init(params: Params) -> State:
+        trees.resolve_mask(params, mask)
+        return FiniteDifferenceState(jnp.zeros((), jnp.int32)) if callable(sigma) else ()
+
+    def current_sigma(state: State) -> Any:
+        return sigma(state.count) if callable(sigma) else sigma
+
+    def draw(key: PRNGKey, params: Params, start: Any, count: int, alignment: int) -> Noise:
+        selected, _ = trees.partition(params, mask)
+        n = count_directions(params)
+        return draw_range(directions, key, selected, start, count, n, alignment)
+
+    def point(params: Params, state: State, noise: Noise, offset: Any) -> Params:
+        selected, rest = trees.partition(params, mask)
+        moved = directions.perturb(selected, noise, offset * current_sigma(state))
+        return trees.merge(moved, rest)
+
+    def coefficients(
+        values: chex.Array, center: chex.Array | None, state: State
+    ) -> tuple[chex.Array, chex.Array]:
+        valid = jnp.all(jnp.isfinite(values), axis=1)
+        if center is not None:
+            valid = valid & jnp.isfinite(center)
+        values, center = shaping.on_values(values, center, valid)
+        # A failed point takes its antithetic partner with it: the direction counts as not drawn.
+        values = jnp.where(valid[:, None], values, 0)
+        difference = values @ jnp.asarray(stencil.weights, values.dtype)
+        if center is not None:
+            difference = difference + stencil.center_weight * jnp.where(valid, center, 0)
+        derivatives = difference / jnp.asarray(current_sigma(state), difference.dtype)
+        shaped = shaping.on_derivatives(derivatives, valid)
+        return jnp.where(valid, shaped, 0), valid
+
+    def combine(weights: chex.Array, noises: Noise, params: Params) -> Params:
+        selected, _ = trees.partition(params, mask)
+        return directions.combine(weights, noises, selected)
+
+    def finish(total: Params, num_valid: chex.Array, params: Params) -> Params:
+        selected, rest = trees.partition(params, mask)
+        if directions.fixed_number is not None:
+            num_valid = jnp.asarray(count_directions(params))
+        scale = 1 / jnp.maximum(num_valid, 1).astype(jnp.float32)
+        grad = jax.tree.map(lambda sum_, leaf: (sum_ * scale).astype(leaf.dtype), total, selected)
+        return trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
+
+    def update(state: State, estimate: Estimate) -> State:
+        del estimate
+        return FiniteDifferenceState(state.count + 1) if callable(sigma) else state
+
+    return Estimator(
+        name=f"{directions.name}/{stencil.name}/{shaping.name}",
+        stencil=stencil,
+        is_global=shaping.is_global,
+        is_stateful=callable(sigma),
+        preserves_scale=shaping.preserves_scale,
+        init=init,
+        num_directions=count_directions,
+        num_queries=count_queries,
+        draw=draw,
+        point=point,
+        coefficients=coefficients,
+        combine=combine,
+        finish=finish,
+        update=update,
+    )

@@ -1,0 +1,90 @@
+"""Flax models as black-box losses: a Linen or NNX module and a batch in, one number out.
+
+Only this module imports flax. In a perturbed evaluation nothing is written back: BatchNorm
+normalises with the batch's own statistics, and its running averages stay what they were; all
+points of a step share one dropout key, so that their losses differ by the perturbation alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+from flax import linen, nnx
+
+from zojax.types import LossFn, Params, PRNGKey
+
+Criterion = Callable[[chex.Array, Any], chex.Array]
+
+
+def linen_loss(
+    module: linen.Module,
+    criterion: Criterion,
+    *,
+    collections: Mapping[str, Any] | None = None,
+    **call_kwargs: Any,
+) -> LossFn:
+    """Turns a Linen module into `loss_fn(params, batch, dropout_key=None) -> scalar`.
+
+    >>> import jax, jax.numpy as jnp, optax, zojax.flax
+    >>> from flax import linen
+    >>> module = linen.Dense(3)
+    >>> x, labels = jnp.ones((8, 4)), jnp.zeros(8, int)
+    >>> params = module.init(jax.random.key(0), x)["params"]
+    >>> def criterion(logits, labels):
+    ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    >>> loss_fn = zojax.flax.linen_loss(module, criterion)
+    >>> float(loss_fn(params, (x, labels))) > 0
+    True
+
+    Args:
+      module: the module. It is called in the mode `call_kwargs` say, so pass what your module
+        needs to train, e.g. `train=True`.
+      criterion: `(outputs, targets) -> scalar`; need not be differentiable.
+      collections: variables other than `params`, e.g. `{"batch_stats": ...}`; constants.
+      **call_kwargs: passed to the module's `__call__`.
+
+    Returns:
+      The loss; `batch` is `(inputs, targets)`. Give a fresh `dropout_key` every step through the
+      loss's arguments, e.g. `args=(batch, jax.random.fold_in(key, step))`.
+    """
+    constants = dict(collections or {})
+
+    def loss_fn(params: Params, batch: tuple[Any, Any], dropout_key: PRNGKey | None = None) -> Any:
+        inputs, targets = batch
+        outputs, _ = module.apply(
+            {"params": params, **constants},
+            inputs,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            mutable=list(constants),  # lets BatchNorm write statistics, which are dropped here
+            **call_kwargs,
+        )
+        return criterion(outputs, targets)
+
+    return loss_fn
+
+
+def nnx_loss(model: nnx.Module, criterion: Criterion, **call_kwargs: Any) -> tuple[Params, LossFn]:
+    """Turns an NNX model into parameters and `loss_fn(params, batch, dropout_key=None)`.
+
+    The model itself is never changed. To get a trained model back, `nnx.update(model, params)`.
+
+    Args:
+      model: the model, in the mode it is to be evaluated in (`model.train()`).
+      criterion: `(outputs, targets) -> scalar`; need not be differentiable.
+      **call_kwargs: passed to the model's `__call__`.
+
+    Returns:
+      `(params, loss_fn)`: the model's `nnx.Param` state, and the loss, whose `batch` is
+      `(inputs, targets)`. Without `dropout_key` the model's own random state is used, the same at
+      every call.
+    """
+    definition, params, others = nnx.split(model, nnx.Param, ...)
+
+    def loss_fn(params: Params, batch: tuple[Any, Any], dropout_key: PRNGKey | None = None) -> Any:
+        inputs, targets = batch
+        replica = nnx.merge(definition, params, others, copy=True)
+        if dropout_key is not None:
+            nnx.reseed(replica, dropout=dropout_key)
+        return criterion(replica(inputs, **call_kwargs), targets)
+
+    return params, loss_fn
