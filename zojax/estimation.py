@@ -12,6 +12,7 @@ import numpy as np
 from zojax.errors import check_instance, is_traced
 from zojax.execution import vectorized
 from zojax.keys import check_key
+from zojax.trees import point_dtype
 from zojax.types import (
     Estimate,
     EstimateInfo,
@@ -225,7 +226,7 @@ def _tell(
 
 def _as_losses(values: chex.Array) -> chex.Array:
     """Losses as floats: at least float32, whatever the loss returned (0-1 errors are integers)."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(point_dtype(values.dtype))
 
 
 def _checked(loss_fn: LossFn, args: tuple[Any, ...], has_aux: bool) -> Callable[[Params], Any]:
@@ -254,13 +255,12 @@ def _call(loss_fn: LossFn, params: Params, args: tuple[Any, ...]) -> Any:
 
 
 def _check_scalar(value: Any) -> chex.Array:
-    try:
-        value = jnp.asarray(value)
-    except TypeError as error:
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
         raise ValueError(
             f"loss_fn must return a scalar, got {type(value).__name__}"
             + (" (pass has_aux=True if it returns (loss, aux))" if type(value) is tuple else "")
-        ) from error
+        )
+    value = jnp.asarray(value)
     real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
     if value.shape != () or not real:
         raise ValueError(
@@ -280,7 +280,7 @@ def _summarise(est: Estimator, params: Params, evaluations: Evaluations) -> Esti
     std = jnp.sqrt(jnp.sum(jnp.where(finite, (kept - mean) ** 2, 0)) / count)
     num_failed = jnp.sum(~finite)
     if center is not None:
-        num_failed = num_failed + ~jnp.isfinite(center)
+        num_failed = num_failed + jnp.sum(~jnp.isfinite(center))
     info = EstimateInfo(
         num_queries=jnp.asarray(est.num_queries(params), jnp.int32),
         num_nonfinite=num_failed.astype(jnp.int32),

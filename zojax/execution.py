@@ -3,6 +3,7 @@
 Every execution gives the same estimate for the same key, to rounding.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ def chunked(size: int) -> Execution:
     return Execution(f"chunked({size})", _runner(size))
 
 
+@functools.cache  # equal executions are the same static argument: eager calls do not recompile
 def _runner(chunk_size: int | None) -> Callable[..., Evaluations]:
     def run(
         est: Estimator, loss: Any, params: Params, key: PRNGKey, state: State, has_aux: bool

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
+import jax
 from flax import linen, nnx
 
 from zojax.types import LossFn, Params, PRNGKey
@@ -75,16 +76,27 @@ def nnx_loss(model: nnx.Module, criterion: Criterion, **call_kwargs: Any) -> tup
 
     Returns:
       `(params, loss_fn)`: the model's `nnx.Param` state, and the loss, whose `batch` is
-      `(inputs, targets)`. Without `dropout_key` the model's own random state is used, the same at
-      every call.
+      `(inputs, targets)`. All random streams of the model are derived from `dropout_key`; without
+      it the model's own random state is used, the same at every call.
     """
-    definition, params, others = nnx.split(model, nnx.Param, ...)
+    definition, params, others = nnx.split(nnx.clone(model), nnx.Param, ...)  # type: ignore[misc]
 
     def loss_fn(params: Params, batch: tuple[Any, Any], dropout_key: PRNGKey | None = None) -> Any:
         inputs, targets = batch
         replica = nnx.merge(definition, params, others, copy=True)
         if dropout_key is not None:
-            nnx.reseed(replica, dropout=dropout_key)
+            _reseed(replica, dropout_key)
         return criterion(replica(inputs, **call_kwargs), targets)
 
     return params, loss_fn
+
+
+def _reseed(model: nnx.Module, key: PRNGKey) -> None:
+    """Gives every random stream of `model` a key of its own, in place.
+
+    Whatever its name: with `nnx.Rngs(0)` the streams of Dropout are called "default".
+    """
+    streams = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngStream)]
+    names = sorted({stream.tag for stream in streams})
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+    nnx.reseed(model, policy="match_shape", **keys)

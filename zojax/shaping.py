@@ -33,6 +33,8 @@ def _standardize(values: chex.Array, center: Any, valid: chex.Array) -> tuple[ch
     count = jnp.maximum(jnp.sum(weights), 1)
     kept = jnp.where(valid[:, None], values, 0)
     mean = jnp.sum(kept) / count
+    # Without this, rounding of the mean of equal losses would pass for a spread.
+    mean = mean + jnp.sum(weights * (kept - mean)) / count
     variance = jnp.sum(weights * (kept - mean) ** 2) / count
     # Equal losses carry no information: scale 0 gives a zero gradient instead of 0/0.
     scale = jnp.where(variance > 0, 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
@@ -46,16 +48,17 @@ def _centered_rank(values: chex.Array, center: Any, valid: chex.Array) -> tuple[
     count = jnp.sum(usable)
     if center is not None:
         population = jnp.append(population, jnp.where(jnp.isfinite(center), center, jnp.inf))
-        count = count + jnp.isfinite(center)
+        count = count + jnp.sum(jnp.isfinite(center))
     ordered = jnp.sort(population)
 
     def rank(x: chex.Array) -> chex.Array:
         below = jnp.searchsorted(ordered, x, side="left")
         not_above = jnp.searchsorted(ordered, x, side="right")
-        mean_position = (below + not_above - 1).astype(values.dtype) / 2
+        # Twice the mean position less the middle one, in integers: ties of all are exactly 0.
+        twice = (below + not_above - count).astype(values.dtype)
         spread = jnp.maximum(count - 1, 1).astype(values.dtype)
         # Alone there is nothing to compare with; failed values share the last place.
-        centred = jnp.where(count > 1, mean_position / spread - 0.5, 0)
+        centred = jnp.where(count > 1, twice / (2 * spread), 0)
         return jnp.where(jnp.isfinite(x), centred, 0.5)
 
     ranks = rank(jnp.where(usable, values, jnp.inf))

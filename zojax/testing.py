@@ -15,8 +15,8 @@ import numpy as np
 from zojax import trees
 from zojax.directions import draw_range
 from zojax.estimation import ask, estimate, tell
-from zojax.execution import chunked, vectorized
-from zojax.types import Directions, Estimator, Params
+from zojax.execution import chunked
+from zojax.types import Directions, Estimate, Estimator, Execution, Params
 
 MAX_STANDARD_ERRORS = 5.0
 """How far a mean may be from its expectation. Over 1,000 numbers, chance exceeds this once in
@@ -85,7 +85,7 @@ def check_directions(directions: Directions, *, num_replicates: int = 4096) -> N
         return scores.mean(0), (scores.T @ steps / n).ravel()
 
     keys = jax.random.split(jax.random.key(0), num_replicates)
-    means, products = jax.jit(jax.vmap(moments))(keys)
+    means, products = _replicates(moments, keys)
     if fixed is None:  # a set that is walked through completely need not be centred
         assert_unbiased(means, np.zeros(dimension), f"{directions.name}: E[s]")
     moment = directions.moment(params) if directions.moment else np.eye(dimension)
@@ -97,36 +97,47 @@ def _check_draws(directions: Directions, params: Params, n: int) -> None:
     """Same key same noise, in any chunking and parameter dtype; linear perturb and combine."""
     name, key = directions.name, jax.random.key(1)
 
-    def draw(start: int, count: int, of: Params = params, with_key: Any = key) -> Any:
-        return draw_range(directions, with_key, of, start, count, n)
-
-    whole = draw(0, n)
-    pieces = [draw(0, 1), draw(1, n - 1)]
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
-    _assert_equal(whole, joined, f"{name}: noise depends on how directions are grouped")
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    _assert_equal(whole, draw(0, n, low), f"{name}: noise depends on the dtype of the parameters")
+    weights = jnp.linspace(-1.0, 2.0, n)
+
+    @jax.jit
+    def draws(key: Any, other: Any) -> tuple[Any, ...]:
+        def draw(start: int, count: int, k: Any = key, of: Params = params) -> Any:
+            return draw_range(directions, k, of, start, count, n)
+
+        pieces = jax.tree.map(lambda *parts: jnp.concatenate(parts), draw(0, 1), draw(1, n - 1))
+        return draw(0, n), pieces, draw(0, n, of=low), draw(0, n, k=other)
+
+    @jax.jit
+    def uses(noises: Any) -> tuple[Any, ...]:
+        first = _item(noises, 0)
+        moved = [directions.perturb(params, first, scale) for scale in (0.0, 1.0, -0.5)]
+        singles = [
+            weights[i] * trees.ravel(directions.combine(jnp.ones(1), _row(noises, i), params))
+            for i in range(n)
+        ]
+        return *moved, directions.combine(weights, noises, params), sum(singles)
+
+    whole, joined, from_low, other = draws(key, jax.random.key(2))
+    _assert_equal(whole, joined, f"{name}: noise depends on how directions are grouped")
+    _assert_equal(whole, from_low, f"{name}: noise depends on the dtype of the parameters")
     if directions.fixed_number is None:
-        other = jax.tree.leaves(draw(0, n, with_key=jax.random.key(2)))
-        differs = any(
-            not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), other, strict=True)
-        )
+        pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True)
+        differs = any(not np.array_equal(a, b) for a, b in pairs)
         assert differs, f"{name}: different keys give the same noise"
 
-    first = jax.tree.map(lambda x: x[0], whole)
-    still = directions.perturb(params, first, 0.0)
+    still, step, back, total, one_by_one = uses(whole)
     _assert_equal(params, still, f"{name}: perturb with scale 0 moves the parameters")
-    step, half = (trees.ravel(directions.perturb(params, first, s)) for s in (1.0, -0.5))
-    np.testing.assert_allclose(half, -0.5 * step, rtol=1e-5, atol=1e-6, err_msg=f"{name}: perturb")
-    weights = jnp.linspace(-1.0, 2.0, n)
-    total = directions.combine(weights, whole, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(total, params)
-    singles = [
-        weights[i] * trees.ravel(directions.combine(jnp.ones(1), _row(whole, i), params))
-        for i in range(n)
-    ]
     np.testing.assert_allclose(
-        trees.ravel(total), sum(singles), rtol=1e-4, atol=1e-4, err_msg=f"{name}: combine"
+        trees.ravel(back),
+        -0.5 * trees.ravel(step),
+        rtol=1e-5,
+        atol=1e-6,
+        err_msg=f"{name}: perturb",
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(total, params)
+    np.testing.assert_allclose(
+        trees.ravel(total), one_by_one, rtol=1e-4, atol=1e-4, err_msg=f"{name}: combine"
     )
 
 
@@ -150,18 +161,26 @@ def check_estimator(est: Estimator, *, num_replicates: int = 1024) -> None:
     params = {"bias": jnp.array([0.5, -1.0]), "kernel": jnp.ones((3, 4)), "steps": jnp.arange(3)}
     slope = jnp.linspace(0.5, 1.5, trees.size(_floats(params)))
 
-    def loss(p: Params) -> chex.Array:
-        return _underivable(jnp.vdot(trees.ravel(_floats(p)), slope))
+    def loss(p: Params, factor: Any = 1.0) -> chex.Array:
+        return _underivable(jnp.vdot(trees.ravel(_floats(p)), slope)) * factor
 
-    def run(k: chex.Array, execution: Any = None, loss_fn: Callable[..., Any] = loss) -> Any:
-        return estimate(est, loss_fn, params, k, est.init(params), execution=execution)[0]
+    def run(k: chex.Array, factor: Any, execution: Execution | None = None) -> Estimate:
+        state = est.init(params)
+        return estimate(est, loss, params, k, state, args=(factor,), execution=execution)[0]
 
-    _check_executions(est, params, key, loss, run)
-    grads = jax.jit(jax.vmap(lambda k: trees.ravel(_floats(run(k).grad))))(
-        jax.random.split(key, num_replicates)
-    )
-    truth = np.asarray(slope * _perturbed(est, params))
-    one = run(key)
+    # One program: an estimate at `key`, the same with losses that are all NaN, the replicates.
+    keys = jnp.concatenate([jnp.stack([key, key]), jax.random.split(key, num_replicates)])
+    factors = jnp.ones(len(keys)).at[1].set(jnp.nan)
+    results = _replicates(lambda pair: run(*pair), (keys, factors))
+    one, failed = _item(results, 0), _item(results, 1)
+    chex.assert_trees_all_equal_shapes_and_dtypes(one.grad, params)
+    grads = jax.vmap(trees.ravel)(_floats(results.grad))[2:]
+
+    points = ask(est, params, key, est.init(params))
+    told = _tell_points(est, params, key, points, loss)
+    chunks = {f"chunked({size})": run(key, 1.0, chunked(size)) for size in (1, 3)}
+    _check_same(est.name, one, {**chunks, "ask/tell": told})
+    truth = np.asarray(slope * _perturbed(params, points))
     if est.preserves_scale:
         # A loss value is rounded; its error over the typical difference is 1 / signal_to_noise.
         rounding = 1e-5 + 4 / float(one.info.signal_to_noise)
@@ -173,43 +192,44 @@ def check_estimator(est: Estimator, *, num_replicates: int = 1024) -> None:
             f"{est.name} does not point along the gradient: mean {along.mean():.3g} +- {error:.2g}"
         )
 
-    chex.assert_trees_all_equal_shapes_and_dtypes(one.grad, params)
-    failed = run(key, loss_fn=lambda p: jnp.nan * loss(p))
     for leaf in jax.tree.leaves(failed.grad):
         assert not np.any(leaf), f"{est.name}: failed evaluations reach the gradient"
     assert np.isnan(failed.value), f"{est.name}: value must be NaN when every evaluation failed"
     assert failed.info.num_nonfinite == est.num_queries(params), f"{est.name}: num_nonfinite"
 
 
-def _check_executions(
-    est: Estimator, params: Params, key: Any, loss: Callable[..., Any], run: Callable[..., Any]
-) -> None:
-    """vectorized = chunked = ask/tell, and the number of points is the plan's."""
-    state = est.init(params)
-    points = ask(est, params, key, state)
-    count = {len(leaf) for leaf in jax.tree.leaves(points)}
+def _tell_points(
+    est: Estimator, params: Params, key: Any, points: Params, loss: Callable[..., Any]
+) -> Estimate:
+    """Evaluates the points of `ask`, whose number must be the plan's."""
+    counts = sorted({len(leaf) for leaf in jax.tree.leaves(points)})
     planned = est.num_queries(params)
-    assert count == {planned}, f"{est.name}: plans {planned} queries, asks for {count}"
+    assert counts == [planned], f"{est.name}: plans {planned} queries, asks for {counts}"
+    values = jax.jit(jax.vmap(loss))(points)
+    return tell(est, params, key, est.init(params), values)[0]
 
-    reference = run(key, vectorized())
-    results = {f"chunked({size})": run(key, chunked(size)) for size in (1, 3)}
-    results["ask/tell"], _ = tell(est, params, key, state, jax.jit(jax.vmap(loss))(points))
+
+def _check_same(name: str, reference: Estimate, others: dict[str, Estimate]) -> None:
     scale = float(jnp.abs(trees.ravel(_floats(reference.grad))).max())
-    for name, result in results.items():
+    for execution, result in others.items():
         for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(result), strict=True):
             np.testing.assert_allclose(
-                a, b, rtol=2e-3, atol=2e-4 * scale, err_msg=f"{est.name}: {name} differs"
+                a, b, rtol=2e-3, atol=2e-4 * scale, err_msg=f"{name}: {execution} differs"
             )
 
 
-def _perturbed(est: Estimator, params: Params) -> chex.Array:
+def _perturbed(params: Params, points: Params) -> chex.Array:
     """1 for parameters on leaves the estimator perturbs, else 0, seen from the points it asks."""
-    points = _floats(ask(est, params, jax.random.key(3), est.init(params)))
 
     def moved(leaf: chex.Array, x: chex.Array) -> chex.Array:
         return jnp.full(leaf.shape, not np.array_equal(x, np.broadcast_to(leaf, x.shape)), float)
 
-    return trees.ravel(jax.tree.map(moved, _floats(params), points))
+    return trees.ravel(jax.tree.map(moved, _floats(params), _floats(points)))
+
+
+def _replicates(function: Callable[[Any], Any], keys: Any) -> Any:
+    """Results for all keys, in a loop: one `vmap` over all takes three times as long to compile."""
+    return jax.jit(lambda all_keys: jax.lax.map(function, all_keys))(keys)
 
 
 @jax.custom_jvp
@@ -228,6 +248,10 @@ def _floats(tree: Params) -> Params:
 
 def _row(noises: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i : i + 1], noises)
+
+
+def _item(results: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], results)
 
 
 def _assert_equal(a: Any, b: Any, message: str) -> None:

@@ -49,7 +49,8 @@ def ravel(tree: Params) -> chex.Array:
       tree: a pytree of floating-point arrays.
     """
     leaves = jax.tree.leaves(tree)
-    dtype = point_dtype(jnp.result_type(*leaves))
+    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    dtype = jnp.float64 if wide else jnp.float32
     return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
 
 
@@ -62,7 +63,7 @@ def point_dtype(dtype: Any) -> Any:
     Args:
       dtype: a floating-point dtype.
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def add_scaled(params: Params, direction: Params, scale: Any) -> Params:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 HERE = Path(__file__).parent
@@ -16,3 +17,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _strict(strict_promotion):
     return strict_promotion
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation():
+    """Compiling is most of the suite's time; programs this small need no optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

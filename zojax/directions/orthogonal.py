@@ -54,6 +54,6 @@ def orthogonal(block_size: int | None = None) -> Directions:
         normal = jax.random.normal(key, (dimension, block), dtype="float32")
         q, r = jnp.linalg.qr(normal)
         # The sign convention of QR is undone: the block is then Haar distributed.
-        return (q * jnp.sign(jnp.diagonal(r))).T * jnp.sqrt(jnp.float32(dimension))
+        return (q * jnp.sign(jnp.diagonal(r))[None, :]).T * jnp.sqrt(jnp.float32(dimension))
 
     return flat_directions("orthogonal", draw, block_size=size)

@@ -32,8 +32,10 @@ def _draw(key: PRNGKey, params: Params) -> Noise:
 
 def _unpack(words: chex.Array, dimension: int) -> chex.Array:
     """Turns (..., ceil(d / 32)) words into (..., d) float32 signs."""
-    bits = (words[..., None] >> jnp.arange(32, dtype="uint32")) & jnp.uint32(1)
-    bits = bits.reshape(*words.shape[:-1], -1)[..., :dimension]
+    words = jnp.broadcast_to(words[..., None], (*words.shape, 32))
+    positions = jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
+    bits = (words >> positions) & jnp.uint32(1)
+    bits = bits.reshape(*words.shape[:-2], -1)[..., :dimension]
     return 2 * bits.astype(jnp.float32) - 1
 
 

@@ -100,10 +100,9 @@ def finite_difference(
 
     def count_directions(params: Params) -> int:
         selected, _ = trees.partition(params, mask)
-        if directions.fixed_number is not None:
-            return directions.fixed_number(trees.size(selected))
-        assert num_directions is not None
-        return num_directions
+        if num_directions is not None:
+            return num_directions
+        return directions.fixed_number(trees.size(selected))  # type: ignore[misc]
 
     def count_queries(params: Params) -> int:
         return count_directions(params) * len(stencil.offsets) + stencil.has_center

@@ -10,6 +10,7 @@ import optax
 
 from zojax.errors import check_instance
 from zojax.estimation import estimate
+from zojax.execution import vectorized
 from zojax.keys import check_key
 from zojax.types import EstimateInfo, Estimator, Execution, Params, PRNGKey, State
 
@@ -66,10 +67,12 @@ def as_gradient_transformation(
 
     Raises:
       TypeError: if `key` is not a typed key.
-      ValueError: for a key that is not threefry; in `update`, if `params` or `value_fn` is
-        missing.
+      ValueError: for a key that is not threefry or what is not an execution; in `update`, if
+        `params` or `value_fn` is missing.
     """
     check_instance("est", est, Estimator, "an estimator such as zojax.finite_difference(...)")
+    execution = vectorized() if execution is None else execution
+    check_instance("execution", execution, Execution, "zojax.vectorized() or zojax.chunked(size)")
     check_key(key)
 
     def init(params: Params) -> ZerothOrderState:

@@ -1,0 +1,40 @@
+"""Optimisers and schedules by name."""
+
+from typing import Literal
+
+import optax
+
+OptimizerName = Literal["adam", "sgd", "momentum"]
+ScheduleName = Literal["constant", "cosine", "exponential"]
+
+
+def build_schedule(
+    name: ScheduleName, start: float, num_steps: int, final_fraction: float
+) -> optax.Schedule:
+    """Builds a schedule from `start` down to `start * final_fraction`.
+
+    Args:
+        name: `constant`, `cosine` or `exponential`.
+        start: Value at step 0.
+        num_steps: Steps until the final value.
+        final_fraction: Final value, as a fraction of the first.
+    """
+    if name == "cosine":
+        return optax.cosine_decay_schedule(start, num_steps, final_fraction)
+    if name == "exponential":
+        return optax.exponential_decay(start, num_steps, final_fraction)
+    return optax.constant_schedule(start)
+
+
+def build_optimizer(
+    name: OptimizerName, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """Builds an optimiser.
+
+    Args:
+        name: `adam`, `sgd`, or `momentum` (0.9, heavy ball).
+        learning_rate: A number or a schedule.
+    """
+    if name == "adam":
+        return optax.adam(learning_rate)
+    return optax.sgd(learning_rate, momentum=0.9 if name == "momentum" else None)

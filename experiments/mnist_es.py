@@ -1,0 +1,324 @@
+"""Trains a Flax classifier from loss values alone, on MNIST, Fashion-MNIST or digits.
+
+    python -m experiments.mnist_es
+
+No gradient is computed: an evolution-strategy estimate made of loss values feeds an optax
+optimiser. Expected with default settings on two CPU cores: see docs/results/mnist_es.
+"""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+_STARTED = time.perf_counter()
+
+import jax  # noqa: E402
+import optax  # noqa: E402
+import tyro  # noqa: E402
+
+import zojax  # noqa: E402
+from experiments.lib import cli, report, training  # noqa: E402
+from experiments.lib.classifier import Task, build_task  # noqa: E402
+from experiments.lib.data import DatasetName, load_dataset  # noqa: E402
+from experiments.lib.errors import UserError, run_cli  # noqa: E402
+from experiments.lib.models import build_model  # noqa: E402
+from experiments.lib.optimizers import (  # noqa: E402
+    OptimizerName,
+    ScheduleName,
+    build_optimizer,
+    build_schedule,
+)
+from experiments.lib.runs import RunDirectory, check_same_config  # noqa: E402
+
+NAME = "mnist_es"
+FIRST_ORDER_FORWARDS = 3  # a backward pass is counted as two forward passes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a Flax classifier from loss values alone, and shows how well it went.
+
+    Writes runs/mnist_es/<time>-<seed>/ with config.json, metrics.jsonl, summary.json, figures/ and
+    checkpoints/. Queries are loss evaluations; sample-forwards are images pushed through the model.
+    """
+
+    preset: Literal["default", "quick", "evojax"] = "default"
+    """quick: under a minute. evojax: the 11,274-parameter CNN of the EvoJAX benchmark, for an
+    accelerator."""
+    dataset: DatasetName = "auto"
+    """auto is mnist where it is prepared, else scikit-learn's digits."""
+    data_dir: str | None = None
+    """Folder with prepared data; then $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+
+    model: Literal["mlp", "cnn"] = "mlp"
+    """Network to train."""
+    hidden: tuple[int, ...] = (32,)
+    """Hidden sizes of the mlp."""
+    features: tuple[int, ...] = (8, 16)
+    """Channels of the cnn."""
+    pool: int | None = None
+    """Side of the average pooling in front of the mlp; by default 2, and 1 for digits."""
+
+    directions: Literal[
+        "gaussian", "rademacher", "sphere", "coordinate", "orthogonal", "low_rank", "sparse",
+        "laplace",
+    ] = "rademacher"  # fmt: skip
+    """Distribution of the random directions."""
+    rank: int = 1
+    """Rank of low_rank directions."""
+    fraction: float = 0.1
+    """Fraction of parameters a sparse direction touches."""
+    stencil: Literal["one_point", "forward", "central"] = "central"
+    """Points per direction: central evaluates both sides."""
+    shaping: Literal["identity", "standardize", "centered_rank", "sign_of_difference"] = "identity"
+    """What is done to the loss values before they weigh the directions."""
+    num_directions: int = 128
+    """Directions per step."""
+    sigma: float = 0.05
+    """Smoothing radius, in parameter units."""
+    sigma_schedule: ScheduleName = "constant"
+    """How sigma changes over the run."""
+    sigma_final: float = 0.1
+    """Final sigma as a fraction of the first, where the schedule is not constant."""
+    chunk: int = 0
+    """Directions evaluated at once; 0 for all. 1 is best for the cnn on a CPU."""
+
+    batch_size: int = 1024
+    """Images per step, shared by all points of the step."""
+    optimizer: OptimizerName = "adam"
+    """momentum is sgd with 0.9."""
+    learning_rate: float = 0.01
+    """First learning rate."""
+    learning_rate_schedule: ScheduleName = "cosine"
+    """How the learning rate changes over the run."""
+    learning_rate_final: float = 0.01
+    """Final learning rate as a fraction of the first."""
+
+    sample_forwards: float = 1.2e9
+    """Budget: images pushed through the model in training."""
+    seconds: float | None = None
+    """Budget in seconds instead: a few steps are timed first (and not counted) to set the number of
+    steps."""
+    num_evals: int = 40
+    """Evaluations on the validation part (each followed by a checkpoint) over the run."""
+    seed: int = 0
+    """Seed of parameters, directions and batches."""
+
+    baseline: bool = False
+    """Also train the back-propagation twin: same network and batches, Adam, drawn dashed."""
+    baseline_steps: int = 5_000
+    """Steps of the twin."""
+    baseline_learning_rate: float = 1e-3
+    """First learning rate of the twin (cosine to zero)."""
+
+    output: str = "runs"
+    """Folder for runs."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN_DIR")] = None
+    """Continue an interrupted run to the same bits; other options keep what the run had."""
+
+    def __post_init__(self) -> None:
+        """Checks what no library below checks."""
+        for name in ("batch_size", "num_evals", "baseline_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("sample_forwards", "learning_rate", "sigma_final", "baseline_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.chunk < 0:
+            raise ValueError(f"chunk must be >= 0, got {self.chunk}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds must be > 0, got {self.seconds}")
+        build_estimator(self, num_steps=1)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "num_directions": 64,
+        "batch_size": 512,
+        "sample_forwards": 1.5e8,
+        "num_evals": 15,
+    },
+    # The published run: 2,000 iterations of 64 members on batches of 1,024.
+    "evojax": {
+        "model": "cnn",
+        "num_directions": 32,
+        "batch_size": 1024,
+        "sample_forwards": 2_000 * 64 * 1024,
+    },
+}
+
+
+def build_estimator(config: Config, num_steps: int) -> zojax.Estimator:
+    """Builds the estimator that the configuration describes.
+
+    Args:
+        config: The configuration.
+        num_steps: Steps of the run, for the schedule of sigma.
+    """
+    arguments = {"low_rank": (config.rank,), "sparse": (config.fraction,)}
+    directions = getattr(zojax, config.directions)(*arguments.get(config.directions, ()))
+    sigma: Any = config.sigma
+    if config.sigma_schedule != "constant" and config.sigma > 0:
+        sigma = build_schedule(config.sigma_schedule, sigma, num_steps, config.sigma_final)
+    return zojax.finite_difference(
+        directions=directions,
+        stencil=getattr(zojax, config.stencil),
+        shaping=getattr(zojax, config.shaping),
+        num_directions=config.num_directions,
+        sigma=sigma,
+    )
+
+
+def build_transformation(
+    config: Config, num_steps: int, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Chains the estimator with its optimiser.
+
+    Args:
+        config: The configuration.
+        num_steps: Steps of the run, for the schedules.
+        key: Key of the directions.
+    """
+    execution = zojax.chunked(config.chunk) if config.chunk else zojax.vectorized()
+    learning_rate = build_schedule(
+        config.learning_rate_schedule, config.learning_rate, num_steps, config.learning_rate_final
+    )
+    return optax.chain(
+        zojax.as_gradient_transformation(
+            build_estimator(config, num_steps), key, execution=execution
+        ),
+        build_optimizer(config.optimizer, learning_rate),
+    )
+
+
+def train(config: Config, task: Task, run: RunDirectory) -> report.Result:
+    """Trains from function values, from scratch or from the newest checkpoint.
+
+    Args:
+        config: The configuration.
+        task: The loss and its data.
+        run: Where metrics and checkpoints go.
+    """
+    init_key, noise_key, data_key = jax.random.split(jax.random.key(config.seed), 3)
+    params = task.init(init_key)
+    saver = training.Saver(run)
+
+    def prepare(num_steps: int) -> tuple[training.Carry, training.Trainer, training.Plan]:
+        tx = build_transformation(config, num_steps, noise_key)
+        queries = build_estimator(config, num_steps).num_queries(params)
+        interval = -(-num_steps // config.num_evals)
+        plan = training.Plan(num_steps, interval, queries, queries * config.batch_size)
+        chunk = training.make_chunk(task, tx, config.batch_size, first_order=False)
+        carry = training.Carry(params, tx.init(params), jax.numpy.zeros((), "int32"))
+        return carry, training.Trainer(task, chunk, data_key, plan, "function values only"), plan
+
+    per_step = build_estimator(config, 1).num_queries(params) * config.batch_size
+    carry, trainer, plan = prepare(max(1, int(config.sample_forwards // per_step)))
+    restored = saver.restore(carry)
+    seconds = 0.0
+    if restored is not None:
+        _, _, num_steps = restored
+        carry, trainer, plan = prepare(num_steps)
+        carry, seconds, _ = restored
+    elif config.seconds is not None:
+        carry, trainer, plan = prepare(training.steps_within(trainer, carry, config.seconds))
+    run.truncate_metrics(int(carry.step))
+
+    def save(step: int, carry: training.Carry, seconds: float) -> None:
+        saver.save(step, carry, seconds, plan.num_steps)
+
+    if restored is None:
+        report.check_initial_loss(task, carry.params)
+        save(0, carry, 0.0)
+        since = time.perf_counter()
+        carry, _ = trainer.advance(carry, 1)
+        seconds = time.perf_counter() - since
+        print(
+            f"first step {time.perf_counter() - _STARTED:.1f} s after the start, "
+            f"{seconds:.1f} s of it compiling",
+            flush=True,
+        )
+    try:
+        carry, seconds = trainer.run(carry, seconds, run.append_metrics, save)
+    except KeyboardInterrupt:
+        message = f"continue with python -m experiments.{NAME} --resume {run.path}"
+        raise KeyboardInterrupt(message) from None
+    return report.Result(carry.params, plan, seconds, run.read_metrics())
+
+
+def train_baseline(config: Config, task: Task) -> report.Result:
+    """Trains the back-propagation twin from the same parameters on the same batches.
+
+    Args:
+        config: The configuration.
+        task: The loss and its data.
+    """
+    init_key, _, data_key = jax.random.split(jax.random.key(config.seed), 3)
+    params = task.init(init_key)
+    num_steps = config.baseline_steps
+    schedule = optax.cosine_decay_schedule(config.baseline_learning_rate, num_steps)
+    tx = optax.with_extra_args_support(optax.adam(schedule))
+    plan = training.Plan(
+        num_steps, -(-num_steps // config.num_evals), 1, FIRST_ORDER_FORWARDS * config.batch_size
+    )
+    chunk = training.make_chunk(task, tx, config.batch_size, first_order=True)
+    trainer = training.Trainer(task, chunk, data_key, plan, "back-propagation twin")
+    carry = training.Carry(params, tx.init(params), jax.numpy.zeros((), "int32"))
+    rows: list[dict[str, Any]] = []
+    carry, seconds = trainer.run(carry, 0.0, rows.append, lambda *_: None)
+    return report.Result(carry.params, plan, seconds, rows)
+
+
+def stored_config(run: RunDirectory) -> Config:
+    """Returns the configuration of a run to resume, checked against the command line.
+
+    Args:
+        run: The folder of the run.
+    """
+    stored = run.read_config()
+    try:
+        config = Config(**stored)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run.path} is a run of another version: {error}") from error
+    requested = cli.parse(Config, None, PRESETS, defaults=config)
+    check_same_config(stored, dataclasses.asdict(requested), ignore={"resume", "output"})
+    return config
+
+
+def main() -> None:
+    """Runs the experiment."""
+    config = cli.parse(Config, None, PRESETS)
+    run = RunDirectory.open_existing(config.resume) if config.resume else None
+    config = stored_config(run) if run else config
+    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+
+    dataset = load_dataset(config.dataset, config.data_dir)
+    if dataset.note:
+        print(f"NOTE: {dataset.note}", flush=True)
+    module = build_model(
+        config.model,
+        hidden=config.hidden,
+        features=config.features,
+        num_classes=dataset.num_classes,
+        pool=config.pool or (1 if dataset.name == "digits" else 2),
+    )
+    task = build_task(module, dataset)
+    parameters = report.count_parameters(task)
+    run = run or RunDirectory.create(config.output, NAME, config.seed, config)
+    print(
+        f"{dataset.name}: {len(dataset.train.labels):,} training images; {config.model} with "
+        f"{parameters:,} parameters; {config.num_directions} {config.directions} directions "
+        f"({config.stencil}), sigma {config.sigma:g}\nwriting {run.path}",
+        flush=True,
+    )
+    result = train(config, task, run)
+    baseline = train_baseline(config, task) if config.baseline else None
+    report.write(config.seed, dataset, task, run, result, baseline)
+
+
+if __name__ == "__main__":
+    run_cli(main)
