@@ -46,7 +46,7 @@ class Config:
 
     preset: Literal["default", "quick", "evojax"] = "default"
     """quick: under a minute. evojax: the 11,274-parameter CNN of the EvoJAX benchmark, for an
-    accelerator."""
+    accelerator (on a CPU add --chunk 1)."""
     dataset: DatasetName = "auto"
     """auto is mnist where it is prepared, else scikit-learn's digits."""
     data_dir: str | None = None
@@ -120,16 +120,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what no library below checks."""
-        for name in ("batch_size", "num_evals", "baseline_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("sample_forwards", "learning_rate", "sigma_final", "baseline_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("batch_size", "num_evals", "baseline_steps", "pool"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        positive = ("sample_forwards", "seconds", "learning_rate", "learning_rate_final")
+        for name in (*positive, "sigma_final", "baseline_learning_rate"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be > 0 and finite, got {value}")
         if self.chunk < 0:
             raise ValueError(f"chunk must be >= 0, got {self.chunk}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"seconds must be > 0, got {self.seconds}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2^32), got {self.seed}")
         build_estimator(self, num_steps=1)
 
 
@@ -232,19 +233,15 @@ def train(config: Config, task: Task, run: RunDirectory) -> report.Result:
     if restored is None:
         report.check_initial_loss(task, carry.params)
         save(0, carry, 0.0)
-        since = time.perf_counter()
-        carry, _ = trainer.advance(carry, 1)
-        seconds = time.perf_counter() - since
-        print(
-            f"first step {time.perf_counter() - _STARTED:.1f} s after the start, "
-            f"{seconds:.1f} s of it compiling",
-            flush=True,
-        )
-    try:
-        carry, seconds = trainer.run(carry, seconds, run.append_metrics, save)
-    except KeyboardInterrupt:
-        message = f"continue with python -m experiments.{NAME} --resume {run.path}"
-        raise KeyboardInterrupt(message) from None
+    since = time.perf_counter()
+    trainer.advance(carry, 0)  # compiles; every step, the first included, is the plan's
+    seconds += time.perf_counter() - since
+    print(
+        f"first step {time.perf_counter() - _STARTED:.1f} s after the start, "
+        f"{time.perf_counter() - since:.1f} s of it compiling",
+        flush=True,
+    )
+    carry, seconds = trainer.run(carry, seconds, run.append_metrics, save)
     return report.Result(carry.params, plan, seconds, run.read_metrics())
 
 
@@ -271,6 +268,31 @@ def train_baseline(config: Config, task: Task) -> report.Result:
     return report.Result(carry.params, plan, seconds, rows)
 
 
+def check_step(config: Config, task: Task) -> None:
+    """Traces one step, so that what cannot work is found before a run's folder is made.
+
+    Args:
+        config: The configuration.
+        task: The loss and its data.
+
+    Raises:
+        UserError: If model, directions and batch do not go together.
+    """
+    key = jax.random.key(0)
+    tx = build_transformation(config, 1, key)
+    batch = jax.tree.map(lambda x: x[:1], task.train)
+
+    def step(batch: Any) -> Any:
+        params = task.module.init(key, batch[0])["params"]
+        value_fn = lambda p: task.loss_fn(p, batch)  # noqa: E731
+        return tx.update(None, tx.init(params), params, value_fn=value_fn)
+
+    try:
+        jax.eval_shape(step, batch)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"this configuration does not work: {error}") from error
+
+
 def stored_config(run: RunDirectory) -> Config:
     """Returns the configuration of a run to resume, checked against the command line.
 
@@ -283,8 +305,9 @@ def stored_config(run: RunDirectory) -> Config:
     except (TypeError, ValueError) as error:
         raise UserError(f"{run.path} is a run of another version: {error}") from error
     requested = cli.parse(Config, None, PRESETS, defaults=config)
-    check_same_config(stored, dataclasses.asdict(requested), ignore={"resume", "output"})
-    return config
+    free = {"resume", "output", "data_dir", "baseline", "baseline_steps", "baseline_learning_rate"}
+    check_same_config(stored, dataclasses.asdict(requested), ignore=free)
+    return requested
 
 
 def main() -> None:
@@ -299,25 +322,36 @@ def main() -> None:
     dataset = load_dataset(config.dataset, config.data_dir)
     if dataset.note:
         print(f"NOTE: {dataset.note}", flush=True)
+    # What `auto` and the default pool stand for is stored, so that a resumed run has the same.
+    pool = config.pool or (1 if dataset.name == "digits" else 2)
+    config = dataclasses.replace(config, dataset=dataset.name, pool=pool)
     module = build_model(
         config.model,
         hidden=config.hidden,
         features=config.features,
         num_classes=dataset.num_classes,
-        pool=config.pool or (1 if dataset.name == "digits" else 2),
+        pool=pool,
     )
     task = build_task(module, dataset)
-    parameters = report.count_parameters(task)
+    check_step(config, task)
     run = run or RunDirectory.create(config.output, NAME, config.seed, config)
     print(
         f"{dataset.name}: {len(dataset.train.labels):,} training images; {config.model} with "
-        f"{parameters:,} parameters; {config.num_directions} {config.directions} directions "
-        f"({config.stencil}), sigma {config.sigma:g}\nwriting {run.path}",
+        f"{report.count_parameters(task):,} parameters; {config.num_directions} "
+        f"{config.directions} directions ({config.stencil}), sigma {config.sigma:g}\n"
+        f"writing {run.path}",
         flush=True,
     )
-    result = train(config, task, run)
-    baseline = train_baseline(config, task) if config.baseline else None
-    report.write(config.seed, dataset, task, run, result, baseline)
+    try:
+        result = train(config, task, run)
+        report.write(config.seed, dataset, task, run, result)
+        if config.baseline:
+            twin = train_baseline(config, task)
+            report.write(config.seed, dataset, task, run, result, twin)
+    except KeyboardInterrupt:
+        message = f"continue with python -m experiments.{NAME} --resume {run.path}"
+        raise KeyboardInterrupt(message) from None
+    print(f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}", flush=True)
 
 
 if __name__ == "__main__":

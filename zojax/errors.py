@@ -4,7 +4,6 @@ Bad *numbers* that appear while running (a non-finite loss) are data, not errors
 `zojax.types.EstimateInfo`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,19 +69,3 @@ def check_instance(name: str, value: Any, kind: type, hint: str) -> None:
     """
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be {hint}, got {value!r}")
-
-
-def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Raises unless `value` is one of `allowed`.
-
-    Args:
-      name: the argument's name, for the message.
-      value: the argument.
-      allowed: the accepted values.
-
-    Raises:
-      ValueError: if it is not.
-    """
-    if value not in allowed:
-        choices = ", ".join(map(str, allowed))
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,7 +1,7 @@
 """Driving functions: `estimate`, `value_and_grad`, and `ask`/`tell` for losses outside JAX."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import chex
@@ -39,7 +39,8 @@ def estimate(
     """Estimates the gradient of `loss_fn` at `params` from function values, everything explicit.
 
     Called outside `jit` it compiles itself, once per estimator, loss function (by identity) and
-    shapes: keep the objects, do not rebuild them every step.
+    shapes: keep the objects, do not rebuild them every step. What the loss closes over is read at
+    that moment; what changes belongs into `args`.
 
     Args:
       est: an estimator, e.g. `zojax.finite_difference(...)`.
@@ -62,10 +63,7 @@ def estimate(
     check_instance("est", est, Estimator, "an estimator such as zojax.finite_difference(...)")
     execution = vectorized() if execution is None else execution
     check_instance("execution", execution, Execution, "zojax.vectorized() or zojax.chunked(size)")
-    check_key(key)
-    traced = any(map(is_traced, jax.tree.leaves((params, key, state, args))))
-    run = _estimate if traced else _jitted_estimate
-    result, new_state, _ = run(est, loss_fn, execution, False, params, key, state, args)
+    result, new_state, _ = _run(est, loss_fn, execution, False, params, key, state, args)
     return result, new_state
 
 
@@ -109,17 +107,12 @@ def value_and_grad(
     execution = vectorized() if execution is None else execution
     check_instance("execution", execution, Execution, "zojax.vectorized() or zojax.chunked(size)")
 
-    @jax.jit
-    def run(params: Params, key: PRNGKey, args: tuple[Any, ...]) -> Any:
+    def value_and_grad_fn(params: Params, key: PRNGKey, *args: Any) -> Any:
         state = est.init(params)
-        result, _, aux = _estimate(est, loss_fn, execution, has_aux, params, key, state, args)
+        result, _, aux = _run(est, loss_fn, execution, has_aux, params, key, state, args)
         return ((result.value, aux) if has_aux else result.value), result.grad
 
-    @functools.wraps(loss_fn, assigned=("__doc__",), updated=())
-    def value_and_grad_fn(params: Params, key: PRNGKey, *args: Any) -> Any:
-        check_key(key)
-        return run(params, key, args)
-
+    value_and_grad_fn.__doc__ = loss_fn.__doc__
     return value_and_grad_fn
 
 
@@ -163,16 +156,44 @@ def tell(
       `(Estimate, state)`, as `zojax.estimate`.
 
     Raises:
-      ValueError: if the number of values is not `est.num_queries(params)`.
+      ValueError: if the values are not `est.num_queries(params)` real numbers.
     """
     check_key(key)
-    values = jnp.asarray(values)
+    try:
+        values = jnp.asarray(values)
+    except TypeError as error:
+        raise ValueError("values must be numbers; report a failed evaluation as NaN") from error
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"values must be real, got dtype {values.dtype}")
     expected = (est.num_queries(params),)
     if values.shape != expected:
         raise ValueError(
             f"values must have shape {expected}, one loss per point of ask, got {values.shape}"
         )
     return _tell(est, params, key, state, _as_losses(values))
+
+
+def _run(
+    est: Estimator,
+    loss_fn: LossFn,
+    execution: Execution,
+    has_aux: bool,
+    params: Params,
+    key: PRNGKey,
+    state: State,
+    args: tuple[Any, ...],
+) -> tuple[Estimate, State, Any]:
+    """Checks the arguments and estimates, in the caller's trace or compiled by itself."""
+    check_key(key)
+    check_instance("args", args, tuple, "a tuple of arguments, such as (batch,)")
+    if any(map(is_traced, jax.tree.leaves((params, key, state, args)))):
+        return _estimate(est, loss_fn, execution, has_aux, params, key, state, args)
+    if not isinstance(loss_fn, Hashable):
+        raise ValueError(
+            f"loss_fn must be hashable to be compiled once, got {type(loss_fn).__name__}: pass a "
+            "function, or call inside jax.jit"
+        )
+    return _jitted_estimate(est, loss_fn, execution, has_aux, params, key, state, args)
 
 
 def _estimate(
@@ -279,11 +300,15 @@ def _summarise(est: Estimator, params: Params, evaluations: Evaluations) -> Esti
     mean = jnp.sum(kept) / count  # NaN when every evaluation failed
     std = jnp.sqrt(jnp.sum(jnp.where(finite, (kept - mean) ** 2, 0)) / count)
     num_failed = jnp.sum(~finite)
+    complete = jnp.all(finite, axis=1)
     if center is not None:
         num_failed = num_failed + jnp.sum(~jnp.isfinite(center))
+        complete = complete & jnp.isfinite(center)
+    # Finite losses whose difference over sigma is not finite are as unusable.
+    num_overflown = (jnp.sum(complete) - evaluations.num_valid) * values.shape[1]
     info = EstimateInfo(
         num_queries=jnp.asarray(est.num_queries(params), jnp.int32),
-        num_nonfinite=num_failed.astype(jnp.int32),
+        num_nonfinite=(num_failed + num_overflown).astype(jnp.int32),
         loss_std=std,
         signal_to_noise=_signal_to_noise(est, values, center, std),
     )
@@ -302,7 +327,8 @@ def _signal_to_noise(
     rounding = rounding * float(np.finfo(values.dtype).eps)
     if not est.stencil.is_difference:
         return std / rounding
-    difference = kept @ jnp.asarray(est.stencil.weights, values.dtype)
+    weights = jnp.asarray(est.stencil.weights, values.dtype)
+    difference = jnp.sum(kept * weights[None, :], axis=1)
     if center is not None:
         difference = difference + est.stencil.center_weight * jnp.where(finite, center, 0)
     return jnp.sqrt(jnp.sum(difference**2) / count) / rounding

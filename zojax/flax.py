@@ -99,4 +99,4 @@ def _reseed(model: nnx.Module, key: PRNGKey) -> None:
     streams = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngStream)]
     names = sorted({stream.tag for stream in streams})
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
-    nnx.reseed(model, policy="match_shape", **keys)
+    nnx.reseed(model, policy="match_shape", **keys)  # type: ignore[arg-type]

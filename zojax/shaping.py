@@ -73,7 +73,7 @@ identity = Shaping(
 standardize = Shaping("standardize", _standardize, _keep_derivatives, is_global=True)
 """(f - mean) / std over all finite values of the step (a forward stencil's centre is mapped the
 same way but does not enter mean and std). The gradient is divided by the population std of the
-losses, so it is dimensionless; equal losses give zero."""
+losses, so it does not depend on their unit; equal losses give zero."""
 
 centered_rank = Shaping("centered_rank", _centered_rank, _keep_derivatives, is_global=True)
 """Values replaced by their ranks, spread over [-1/2, 1/2]; ties share the mean of their ranks,

@@ -14,5 +14,5 @@ forward = Stencil("forward", offsets=(1.0,), weights=(1.0,), center_weight=-1.0)
 `one_point` (the centre is a baseline); even-order terms of the loss remain as variance."""
 
 central = Stencil("central", offsets=(1.0, -1.0), weights=(0.5, -0.5))
-"""(f(x + sigma eps) - f(x - sigma eps)) / (2 sigma): 2n queries (antithetic pairs). Same
-expectation, with every even-order term of the loss cancelled in each pair."""
+"""(f(x + sigma eps) - f(x - sigma eps)) / (2 sigma): 2n queries (antithetic pairs). For symmetric
+directions the same expectation, with every even-order term of the loss cancelled in each pair."""

@@ -112,25 +112,37 @@ def resolve_mask(params: Params, mask: Mask | None) -> Params:
     elif callable(mask):
         chosen = _mask_from_predicate(params, mask)
     else:
+        if any(np.ndim(m) for m in jax.tree.leaves(mask)):
+            raise ValueError("mask must hold one bool per leaf, not one per element")
         try:
             chosen = jax.tree.map(lambda m, sub: jax.tree.map(lambda _: bool(m), sub), mask, params)
         except (ValueError, TypeError) as error:
             raise ValueError(f"mask does not fit params: {error}") from error
     result = jax.tree.map(lambda leaf, m: m and is_float(leaf), params, chosen)
     if not any(jax.tree.leaves(result)):
-        kinds = sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(params)})
-        reason = "params have no floating-point leaf" if mask is None else "mask selects none"
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        listed = [f"{_path_name(path)} ({jnp.result_type(leaf)})" for path, leaf in leaves[:6]]
+        more = ", ..." if len(leaves) > 6 else ""
+        reason = "params have no" if mask is None else "mask selects no"
         raise ValueError(
-            f"nothing to perturb: {reason} (leaf dtypes: {', '.join(kinds) or 'no leaves'})"
+            f"nothing to perturb: {reason} floating-point leaf among "
+            f"{', '.join(listed) or 'no leaves at all'}{more}"
         )
     return result
 
 
 def _mask_from_predicate(params: Params, predicate: Callable[[str], bool]) -> Params:
     def choose(path: Any, _: Any) -> bool:
-        return bool(predicate(jax.tree_util.keystr(path, simple=True, separator="/")))
+        return bool(predicate(_path_name(path)))
 
     return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def _path_name(path: Any) -> str:
+    """`"layer/kernel"`; the `.value` that NNX variables end in is left out."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def partition(params: Params, mask: Mask | None) -> tuple[Params, Params]:

@@ -28,12 +28,13 @@ class EstimateInfo(NamedTuple):
 
     Attributes:
       num_queries: loss evaluations made, counted from the plan.
-      num_nonfinite: how many of them came back NaN or infinite.
+      num_nonfinite: how many of them came back NaN or infinite, or were of no use because their
+        difference over sigma is.
       loss_std: standard deviation of the finite losses over the evaluated points, in loss units.
       signal_to_noise: root mean square of the stencil's differences (for `one_point`, of the
-        losses' deviation from their mean) over the rounding error of one loss value. Below
-        about 10 the differences are mostly rounding: raise sigma or compute the loss in
-        float64.
+        losses' deviation from their mean) over the rounding error of one float32 loss value (a
+        loss computed in half precision has far more). Below about 10 the differences are mostly
+        rounding: raise sigma or compute the loss in float64.
     """
 
     num_queries: Scalar

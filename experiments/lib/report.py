@@ -63,9 +63,9 @@ def write(
     task: Task,
     run: RunDirectory,
     result: Result,
-    baseline: Result | None,
+    baseline: Result | None = None,
 ) -> None:
-    """Scores the test part, writes figures and `summary.json`, and says where they are.
+    """Scores the test part, writes figures and `summary.json`, and prints the result.
 
     Args:
         seed: The run's seed.
@@ -73,7 +73,7 @@ def write(
         task: The loss.
         run: The run's folder.
         result: The training from function values.
-        baseline: The back-propagation twin, if it was trained.
+        baseline: The back-propagation twin, once it is trained.
     """
     evaluator = Evaluator(task.module)
     summary = {
@@ -89,17 +89,20 @@ def write(
         summary["back_propagation"] = _scores(evaluator, task, baseline)
     run.write_summary(summary)
     _draw(dataset, task, run, evaluator, result, baseline)
-    print(
-        f"test accuracy {summary['test_accuracy']:.2%} after {result.seconds:.0f} s of training, "
-        f"{summary['sample_forwards']:.3g} sample-forwards, {summary['queries']:,} queries"
-    )
-    if baseline is not None:
+    if baseline is None:
+        print(
+            f"test accuracy {summary['test_accuracy']:.2%} after {result.seconds:.0f} s of "
+            f"training, {summary['sample_forwards']:.3g} sample-forwards, "
+            f"{summary['queries']:,} queries",
+            flush=True,
+        )
+    else:
         twin = summary["back_propagation"]
         print(
             f"back-propagation twin: test accuracy {twin['test_accuracy']:.2%} after "
-            f"{baseline.seconds:.0f} s, {twin['sample_forwards']:.3g} sample-forwards"
+            f"{baseline.seconds:.0f} s, {twin['sample_forwards']:.3g} sample-forwards",
+            flush=True,
         )
-    print(f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}", flush=True)
 
 
 def _scores(evaluator: Evaluator, task: Task, result: Result) -> dict[str, Any]:

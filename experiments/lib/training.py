@@ -90,7 +90,7 @@ def make_chunk(
             return carry, total + value
 
         carry, total = jax.lax.fori_loop(0, num_steps, body, (carry, jnp.zeros(())))
-        return carry, total / num_steps
+        return carry, total / num_steps  # NaN after no step, which only compiles
 
     return chunk
 
@@ -150,7 +150,7 @@ class Trainer:
                 if not jnp.isfinite(value):
                     raise UserError(
                         f"the training loss became {float(value)} by step {done}: lower "
-                        "--learning-rate or --sigma (the checkpoint before is intact)"
+                        "--learning-rate or change --sigma in a new run"
                     )
                 rate = count / (time.perf_counter() - since)
                 accuracy, loss = self._evaluator.score(carry.params, self._task.validation)
@@ -193,14 +193,16 @@ def steps_within(trainer: Trainer, carry: Carry, seconds: float) -> int:
         seconds: The budget, which the compilation done here already draws on.
     """
     start = time.perf_counter()
-    trainer.advance(carry, 1)
+    trainer.advance(carry, 0)
+    compilation = time.perf_counter() - start
     count, elapsed = 1, 0.0
     while elapsed < min(1.0, seconds / 20):
         count *= 4
         since = time.perf_counter()
         trainer.advance(carry, count)
         elapsed = time.perf_counter() - since
-    left = seconds - (time.perf_counter() - start)
+    # The schedules of the real plan compile anew.
+    left = seconds - (time.perf_counter() - start) - compilation
     # Evaluations, metrics and checkpoints take a share too.
     return max(1, int(0.95 * left * count / elapsed))
 

@@ -84,8 +84,8 @@ def flat(noises):
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("size", [1, 4])
-def test_c4_noise_is_the_same_in_chunks(name, size):
+def test_c4_noise_is_the_same_in_chunks(name):
+    size = 3  # 10 = 3 + 3 + 3 + 1: whole chunks, and a remainder of one
     directions, n, params = DIRECTIONS[name].make(), 10, {"a": jnp.zeros(5), "b": jnp.zeros((2, 3))}
     whole = draw_range(directions, jax.random.key(0), params, 0, n, n)
     joined, traced = pieces(directions, params, n, size)

@@ -136,7 +136,7 @@ def test_c9_bad_configuration_names_argument_value_and_what_is_allowed(build, na
     [
         ({"steps": jnp.arange(3)}, None, "no floating-point leaf"),
         ({}, None, "no leaves"),
-        ({"w": jnp.ones(2)}, {"w": False}, "mask selects none"),
+        ({"w": jnp.ones(2)}, {"w": False}, "mask selects no floating-point leaf"),
         ({"w": jnp.ones(2)}, {"v": True}, "mask does not fit"),
     ],
 )

@@ -116,10 +116,6 @@ def halved(coefficients):
     return lambda *args: (0.5 * coefficients(*args)[0], coefficients(*args)[1])
 
 
-def times_sigma(coefficients):
-    return lambda *args: (SIGMA * coefficients(*args)[0], coefficients(*args)[1])
-
-
 def local_index(draw):
     return lambda key, params, start, count, alignment: draw(key, params, 0, count, alignment)
 
@@ -136,7 +132,6 @@ def sign_flipped(coefficients):
     ("field", "change", "complaint"),
     [
         ("coefficients", halved, r"scale 0\.[45]"),
-        ("coefficients", times_sigma, r"scale 0\.[01]"),
         ("coefficients", sign_flipped, r"scale -[01]\."),
         ("draw", local_index, "differs"),
         ("num_queries", one_too_many, "plans 9 queries, asks for"),

@@ -51,18 +51,19 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("queries", "options"),
     [
-        ["--preset", "evojax", "--batch-size", 8, "--num-directions", 2, "--chunk", 1],
-        ["--directions", "low_rank", "--shaping", "centered_rank", "--stencil", "forward"],
-        ["--directions", "orthogonal", "--optimizer", "momentum", "--chunk", 3],
-        ["--sigma-schedule", "cosine", "--optimizer", "sgd", "--stencil", "one_point"],
+        (8, ["--preset", "evojax", "--chunk", 1]),
+        (5, ["--directions", "low_rank", "--shaping", "centered_rank", "--stencil", "forward"]),
+        (8, ["--directions", "orthogonal", "--optimizer", "momentum", "--chunk", 3]),
+        (4, ["--sigma-schedule", "cosine", "--optimizer", "sgd", "--stencil", "one_point"]),
     ],
-    ids=lambda options: options[1],
 )
-def test_other_settings_run_for_two_steps(tmp_path, monkeypatch, options):
-    folder = run(tmp_path, monkeypatch, *SMALL, *options, "--sample-forwards", 1, "--num-evals", 1)
-    assert summary(folder)["steps"] == 1
+def test_other_settings_run_for_two_steps(tmp_path, monkeypatch, queries, options):
+    budget = ["--sample-forwards", 2 * queries * 32, "--num-evals", 1]
+    folder = run(tmp_path, monkeypatch, *options, *SMALL, *budget)
+    assert summary(folder)["steps"] == 2
+    assert summary(folder)["queries"] == 2 * queries
 
 
 @pytest.mark.data
@@ -82,14 +83,14 @@ def test_the_evojax_preset_is_the_published_budget():
 
 
 def test_learns_digits(tmp_path, monkeypatch):
-    options = ["--dataset", "digits", "--sample-forwards", 1e7, "--num-evals", 2]
+    options = ["--dataset", "digits", "--preset", "quick", "--sample-forwards", 2e7]
     assert summary(run(tmp_path, monkeypatch, *options))["test_accuracy"] > 0.85
 
 
 def test_a_budget_in_seconds_sets_the_number_of_steps(tmp_path, monkeypatch):
-    folder = run(tmp_path, monkeypatch, *SMALL, "--seconds", 3)
-    assert summary(folder)["steps"] > 10
-    assert summary(folder)["seconds"] < 10
+    folder = run(tmp_path, monkeypatch, *SMALL, "--seconds", 9)
+    assert summary(folder)["steps"] > 100
+    assert summary(folder)["seconds"] < 20
 
 
 def test_chunks_of_any_length_share_one_compilation(tmp_path, monkeypatch):
@@ -158,6 +159,22 @@ def _lines(path):
         (["--stencil", "one_point", "--shaping", "sign_of_difference"], "one_point"),
         (["--dataset", "mnist", "--data-dir", "/nowhere"], "prepare_data.py mnist"),
         (["--dataset", "digits", "--hidden", "0"], "hidden"),
+        (["--sample-forwards", "inf"], "sample_forwards must be > 0 and finite"),
+        (["--seed", "-1"], "seed"),
+        (["--dataset", "digits", "--model", "cnn", "--features", *"2222"], "does not work"),
+        (
+            [
+                "--dataset",
+                "digits",
+                "--directions",
+                "orthogonal",
+                "--num-directions",
+                "9000",
+                "--hidden",
+                "128",
+            ],
+            "pass a smaller block_size",
+        ),
         (["--dataset", "digits", "--output", "/proc/runs"], "/proc"),
         (["--resume", "/nowhere"], "/nowhere is not the folder of a run"),
     ],

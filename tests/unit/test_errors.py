@@ -32,9 +32,3 @@ def test_counts_are_integers_from_the_lowest(value):
     with pytest.raises(ValueError, match="size must be an integer >= 1"):
         errors.check_at_least("size", value, 1)
     errors.check_at_least("size", np.int64(1), 1)
-
-
-def test_choices_are_listed():
-    errors.check_choice("mode", "a", ["a", "b"])
-    with pytest.raises(ValueError, match="mode must be one of a, b, got 'c'"):
-        errors.check_choice("mode", "c", ["a", "b"])

@@ -86,12 +86,17 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
         trees.resolve_mask(PARAMS, mask)
 
 
+def test_a_mask_per_element_is_refused():
+    with pytest.raises(ValueError, match="one bool per leaf"):
+        trees.resolve_mask(PARAMS, {"dense": np.ones(3, bool), "steps": False})
+
+
 @pytest.mark.parametrize(
     ("params", "mask", "message"),
     [
         ({"steps": np.arange(2)}, None, "no floating-point leaf .*int"),
         ({}, None, "no leaves"),
-        (PARAMS, lambda path: path == "steps", "mask selects none"),
+        (PARAMS, lambda path: path == "steps", "mask selects no floating-point leaf"),
         (np.ones(2, np.complex64), None, "complex64"),
     ],
 )

@@ -50,7 +50,8 @@ def flat_directions(
         return trees.add_scaled(params, trees.split(noise, params), scale)
 
     def combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
-        total = coefficients.astype(jnp.float32) @ score(noises)
+        weights = coefficients.astype(jnp.float32)
+        total = jnp.matmul(weights, score(noises), precision="highest")
         return trees.split(total, params)
 
     return Directions(name, draw_noise, perturb, combine, block_size)

@@ -19,7 +19,9 @@ def low_rank(rank: int = 1) -> Directions:
     axis), as the kernels of dense and convolutional layers are; vectors and scalars get
     full-rank Gaussian noise. The covariance is the identity at every rank. There is no smoothed
     loss this is the exact gradient of; bias against grad f is O(sigma^2), with
-    E[eps_i^4] = 3 + 6 / rank on matrices (9 at rank 1, Gaussian 3 as the rank grows). Noise for an
+    E[eps_i^4] = 3 + 6 / rank on matrices (9 at rank 1, Gaussian 3 as the rank grows). For a linear
+    loss of one (m, k) matrix the relative mean squared error of n directions is
+    (d + 1 + 2 (m + k + 1) / rank) / n. Noise for an
     (m, n) matrix takes rank (m + n) numbers instead of m n, and the estimate is assembled from
     the factors by one contraction per matrix.
 
@@ -71,11 +73,12 @@ def _expand(factors: tuple[chex.Array, ...], rank: int) -> chex.Array:
     if len(factors) == 1:
         return factors[0]
     left, right = factors
-    return (left @ right.T) * rank**-0.5
+    return jnp.matmul(left, right.T, precision="highest") * rank**-0.5
 
 
 def _contract(weights: chex.Array, factors: tuple[chex.Array, ...], rank: int) -> chex.Array:
     if len(factors) == 1:
-        return weights @ factors[0]
+        return jnp.matmul(weights, factors[0], precision="highest")
     left, right = factors
-    return jnp.einsum("i,imr,inr->mn", weights, left, right) * rank**-0.5
+    sum_ = jnp.einsum("i,imr,inr->mn", weights, left, right, precision="highest")
+    return sum_ * rank**-0.5

@@ -45,5 +45,6 @@ def _perturb(params: Params, noise: Noise, scale: Any) -> Params:
 
 
 def _combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
-    total = coefficients.astype(jnp.float32) @ _unpack(noises, trees.size(params))
+    signs = _unpack(noises, trees.size(params))
+    total = jnp.matmul(coefficients.astype(jnp.float32), signs, precision="highest")
     return trees.split(total, params)

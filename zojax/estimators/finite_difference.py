@@ -65,7 +65,7 @@ def finite_difference(
       num_directions: n; None where the distribution fixes it.
       sigma: smoothing radius in parameter units: the standard deviation of the perturbation of
         one coordinate. A number, a traced scalar, or an optax schedule of the step count (the
-        estimator is then stateful).
+        estimator is then stateful) that stays above zero.
       shaping: e.g. `zojax.centered_rank`; every shaping but identity changes the scale.
       mask: which leaves are perturbed; see `zojax.trees.resolve_mask`. The others get zero
         gradients. Leaves that are not floating point are never perturbed.
@@ -112,7 +112,11 @@ def finite_difference(
         return FiniteDifferenceState(jnp.zeros((), jnp.int32)) if callable(sigma) else ()
 
     def current_sigma(state: State) -> Any:
-        return sigma(state.count) if callable(sigma) else sigma
+        if not callable(sigma):
+            return sigma
+        if not isinstance(state, FiniteDifferenceState):
+            raise ValueError(f"state must be est.init(params) or its successor, got {state!r}")
+        return sigma(state.count)
 
     def draw(key: PRNGKey, params: Params, start: Any, count: int, alignment: int) -> Noise:
         selected, _ = trees.partition(params, mask)
@@ -133,11 +137,14 @@ def finite_difference(
         values, center = shaping.on_values(values, center, valid)
         # A failed point takes its antithetic partner with it: the direction counts as not drawn.
         values = jnp.where(valid[:, None], values, 0)
-        difference = values @ jnp.asarray(stencil.weights, values.dtype)
+        # A sum, not a dot product: an accelerator may round the operands of a dot product.
+        difference = jnp.sum(values * jnp.asarray(stencil.weights, values.dtype)[None, :], axis=1)
         if center is not None:
             difference = difference + stencil.center_weight * jnp.where(valid, center, 0)
         derivatives = difference / jnp.asarray(current_sigma(state), difference.dtype)
-        shaped = shaping.on_derivatives(derivatives, valid)
+        shaped = shaping.on_derivatives(derivatives, valid).astype(jnp.float32)
+        # Finite losses may still overflow here, or meet a schedule that has reached sigma = 0.
+        valid = valid & jnp.isfinite(shaped)
         return jnp.where(valid, shaped, 0), valid
 
     def combine(weights: chex.Array, noises: Noise, params: Params) -> Params:
@@ -149,7 +156,7 @@ def finite_difference(
         if directions.fixed_number is not None:
             num_valid = jnp.asarray(count_directions(params))
         scale = 1 / jnp.maximum(num_valid, 1).astype(jnp.float32)
-        grad = jax.tree.map(lambda sum_, leaf: (sum_ * scale).astype(leaf.dtype), total, selected)
+        grad = jax.tree.map(lambda x, leaf: _cast(x * scale, leaf.dtype), total, selected)
         return trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
 
     def update(state: State, estimate: Estimate) -> State:
@@ -172,3 +179,11 @@ def finite_difference(
         finish=finish,
         update=update,
     )
+
+
+def _cast(grad: chex.Array, dtype: Any) -> chex.Array:
+    """Casts to the leaf's dtype; what float16 cannot hold becomes its largest number."""
+    limits = jnp.finfo(dtype)
+    if limits.bits < jnp.finfo(grad.dtype).bits:
+        grad = jnp.clip(grad, float(limits.min), float(limits.max))
+    return grad.astype(dtype)

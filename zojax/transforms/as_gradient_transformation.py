@@ -76,10 +76,15 @@ def as_gradient_transformation(
     check_key(key)
 
     def init(params: Params) -> ZerothOrderState:
-        zero = jnp.zeros((), jnp.int32)
-        nan = jnp.full((), jnp.nan, jnp.float32)
-        info = EstimateInfo(zero, zero, nan, nan)
-        return ZerothOrderState(key, zero, zero, est.init(params), nan, info)
+        # Every field is a buffer of its own, the key a copy, so that the state can be donated.
+        return ZerothOrderState(
+            key=jnp.copy(key),
+            count=_zero(),
+            num_queries=_zero(),
+            estimator_state=est.init(params),
+            value=_nan(),
+            info=EstimateInfo(_zero(), _zero(), _nan(), _nan()),
+        )
 
     def update(
         updates: Any,
@@ -115,6 +120,14 @@ def as_gradient_transformation(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero() -> chex.Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def _nan() -> chex.Array:
+    return jnp.full((), jnp.nan, jnp.float32)
 
 
 def _saturating_add(total: chex.Array, more: chex.Array) -> chex.Array:
