@@ -35,6 +35,8 @@ def check_positive(name: str, value: Any) -> None:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a number > 0, got {value!r}") from error
+    if isinstance(value, bool) or np.ndim(value) != 0:
+        raise ValueError(f"{name} must be a single number > 0, got {value!r}")
     if not np.isfinite(number) or number <= 0:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 

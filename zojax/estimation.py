@@ -313,7 +313,9 @@ def _summarise(est: Estimator, params: Params, evaluations: Evaluations) -> Esti
         signal_to_noise=_signal_to_noise(est, values, center, std),
     )
     grad = est.finish(evaluations.total, evaluations.num_valid, params)
-    return Estimate(mean if center is None else center, grad, info)
+    if center is not None:
+        mean = jnp.where(jnp.isfinite(center), center, jnp.nan)
+    return Estimate(mean, grad, info)
 
 
 def _signal_to_noise(

@@ -38,8 +38,10 @@ def chunked(size: int) -> Execution:
     Memory is that of one chunk, whatever n is: with a local shaping (identity,
     sign_of_difference) each chunk is evaluated and combined in one pass; a global one
     (standardize, centered_rank) first collects the n x k losses and then draws the noise again
-    from its keys. `size` need not divide n. A chunk of one runs without `vmap`: the fastest way
-    for convolutions on a CPU, and the one that host callbacks need.
+    from its keys. `size` need not divide n, but where it does the loss is compiled once instead
+    of twice. Directions drawn in blocks (`orthogonal`) are redrawn for every chunk that meets the
+    block. A chunk of one runs without `vmap`: the fastest way for convolutions on a CPU, and the
+    one that host callbacks need.
 
     Args:
       size: directions per chunk (a pair of `central` counts once).

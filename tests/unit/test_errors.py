@@ -11,7 +11,9 @@ def test_positive_numbers_and_schedules_pass(value):
     errors.check_positive("sigma", value)
 
 
-@pytest.mark.parametrize("value", [0, -1.0, np.nan, np.inf, None, "x", [1, 2], jnp.ones(2)])
+@pytest.mark.parametrize(
+    "value", [0, -1.0, np.nan, np.inf, None, "x", [1, 2], jnp.ones(2), True, jnp.ones(1)]
+)
 def test_other_values_are_refused_by_name(value):
     with pytest.raises(ValueError, match=r"sigma must be a .*number > 0"):
         errors.check_positive("sigma", value)
