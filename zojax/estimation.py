@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax import implicit
 from zojax.errors import check_instance, is_traced
 from zojax.execution import vectorized
 from zojax.keys import check_key
@@ -222,7 +223,9 @@ def _ask(est: Estimator, params: Params, key: PRNGKey, state: State) -> Params:
     offsets = jnp.asarray(est.stencil.offsets, jnp.float32)
 
     def along(noise: Any) -> Params:
-        return jax.vmap(lambda offset: est.point(params, state, noise, offset))(offsets)
+        return jax.vmap(
+            lambda offset: implicit.materialise(est.point(params, state, noise, offset))
+        )(offsets)
 
     points = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(along)(noises))
     if not est.stencil.has_center:
@@ -266,7 +269,7 @@ def _checked(loss_fn: LossFn, args: tuple[Any, ...], has_aux: bool) -> Callable[
 
 def _call(loss_fn: LossFn, params: Params, args: tuple[Any, ...]) -> Any:
     try:
-        return loss_fn(params, *args)
+        return implicit.call(loss_fn, params, *args)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         error.add_note(
             "zojax traced loss_fn with JAX and it asked for concrete numbers. If the loss is not "

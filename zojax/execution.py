@@ -5,12 +5,13 @@ Every execution gives the same estimate for the same key, to rounding.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from zojax.auto_chunk import choose_size
 from zojax.errors import check_at_least
 from zojax.types import Estimator, Evaluations, Execution, Noise, Params, PRNGKey, State
 
@@ -32,7 +33,7 @@ def vectorized() -> Execution:
     return Execution("vectorized", _runner(None))
 
 
-def chunked(size: int) -> Execution:
+def chunked(size: int | Literal["auto"], *, keep_noise: bool = False) -> Execution:
     """Evaluates `size` directions at a time, one chunk after the other.
 
     Memory is that of one chunk, whatever n is: with a local shaping (identity,
@@ -44,17 +45,26 @@ def chunked(size: int) -> Execution:
     one that host callbacks need.
 
     Args:
-      size: directions per chunk (a pair of `central` counts once).
+      size: directions per chunk (a pair of `central` counts once). "auto" compiles and times a
+        few sizes when a program is first traced (seconds, once per set of shapes), leaves out
+        those whose temporaries do not fit, prints its choice and uses it.
+      keep_noise: with a global shaping, hold the noise of all n directions between evaluation and
+        combination instead of drawing it again. Faster where n d numbers are few (for
+        `rademacher` n d / 32 words); memory then grows with n. A local shaping needs neither.
 
     Raises:
-      ValueError: if `size` < 1.
+      ValueError: if `size` is neither "auto" nor an integer of at least 1.
     """
+    if size == "auto":
+        return Execution("chunked('auto')", _auto_runner(keep_noise))
+    if isinstance(size, str):
+        raise ValueError(f"size must be an integer >= 1 or 'auto', got {size!r}")
     check_at_least("size", size, 1)
-    return Execution(f"chunked({size})", _runner(size))
+    return Execution(f"chunked({size})", _runner(size, keep_noise))
 
 
 @functools.cache  # equal executions are the same static argument: eager calls do not recompile
-def _runner(chunk_size: int | None) -> Callable[..., Evaluations]:
+def _runner(chunk_size: int | None, keep_noise: bool = False) -> Callable[..., Evaluations]:
     def run(
         est: Estimator, loss: Any, params: Params, key: PRNGKey, state: State, has_aux: bool
     ) -> Evaluations:
@@ -84,8 +94,15 @@ def _runner(chunk_size: int | None) -> Callable[..., Evaluations]:
             values, (total, num_valid) = _over_chunks(one_pass, n, size)
             return Evaluations(values, center, total, num_valid, aux)
 
-        values, _ = _over_chunks(lambda start, count: (evaluate(start, count).values, ()), n, size)
+        def first_pass(start: Any, count: int) -> tuple[tuple[chex.Array, Noise], tuple[()]]:
+            chunk = evaluate(start, count)
+            return (chunk.values, chunk.noises if keep_noise else ()), ()
+
+        (values, noises), _ = _over_chunks(first_pass, n, size)
         weights, valid = est.coefficients(values, center, state)
+        if keep_noise:
+            total = est.combine(weights, noises, params)
+            return Evaluations(values, center, total, jnp.sum(valid), aux)
 
         def second_pass(start: Any, count: int) -> tuple[chex.Array, Params]:
             noises = est.draw(key, params, start, count, size)
@@ -94,6 +111,22 @@ def _runner(chunk_size: int | None) -> Callable[..., Evaluations]:
 
         _, total = _over_chunks(second_pass, n, size)
         return Evaluations(values, center, total, jnp.sum(valid), aux)
+
+    return run
+
+
+@functools.cache
+def _auto_runner(keep_noise: bool) -> Callable[..., Evaluations]:
+    def run(
+        est: Estimator, loss: Any, params: Params, key: PRNGKey, state: State, has_aux: bool
+    ) -> Evaluations:
+        def chunk(size: int) -> Callable[[Params, PRNGKey], Any]:
+            one = est._replace(num_directions=lambda _: size)
+            run_one = _runner(None)
+            return lambda params, key: run_one(one, loss, params, key, state, has_aux).total
+
+        size = choose_size(chunk, est.num_directions(params), (params, key))
+        return _runner(size, keep_noise)(est, loss, params, key, state, has_aux)
 
     return run
 
@@ -144,9 +177,7 @@ def evaluate_points(
     return jax.vmap(lambda noise: along(noise, lambda f: jax.vmap(f)(offsets)))(noises)
 
 
-def _over_chunks(
-    body: Callable[[Any, int], tuple[chex.Array, Any]], n: int, size: int
-) -> tuple[chex.Array, Any]:
+def _over_chunks(body: Callable[[Any, int], tuple[Any, Any]], n: int, size: int) -> tuple[Any, Any]:
     """Runs `body(start, count) -> (rows, summand)` over chunks; concatenates rows, adds summands.
 
     The remainder of n / size is a shorter chunk of its own: nothing is ever padded.
@@ -155,14 +186,14 @@ def _over_chunks(
     shapes = jax.eval_shape(lambda: body(0, size))[1]
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def step(total: Any, index: chex.Array) -> tuple[Any, chex.Array]:
+    def step(total: Any, index: chex.Array) -> tuple[Any, Any]:
         rows, summand = body(index * size, size)
         return jax.tree.map(jnp.add, total, summand), rows
 
     total, rows = jax.lax.scan(step, zero, jnp.arange(num_full))
-    rows = rows.reshape(-1, *rows.shape[2:])
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     if remainder:
         last, summand = body(num_full * size, remainder)
-        rows = jnp.concatenate([rows, last])
+        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), rows, last)
         total = jax.tree.map(jnp.add, total, summand)
     return rows, total

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax import trees
+from zojax import implicit, trees
 from zojax.directions import draw_range
 from zojax.estimation import ask, estimate, tell
 from zojax.execution import chunked
@@ -73,7 +73,7 @@ def check_directions(directions: Directions, *, num_replicates: int = 4096) -> N
     n = 4 if fixed is None else fixed(dimension)
 
     def direction(noise: Any) -> chex.Array:
-        return trees.ravel(directions.perturb(params, noise, 1.0))
+        return trees.ravel(implicit.materialise(directions.perturb(params, noise, 1.0)))
 
     def score(noise: Any) -> chex.Array:
         one = jax.tree.map(lambda x: x[None], noise)
@@ -111,7 +111,10 @@ def _check_draws(directions: Directions, params: Params, n: int) -> None:
     @jax.jit
     def uses(noises: Any) -> tuple[Any, ...]:
         first = _item(noises, 0)
-        moved = [directions.perturb(params, first, scale) for scale in (0.0, 1.0, -0.5)]
+        moved = [
+            implicit.materialise(directions.perturb(params, first, scale))
+            for scale in (0.0, 1.0, -0.5)
+        ]
         singles = [
             weights[i] * trees.ravel(directions.combine(jnp.ones(1), _row(noises, i), params))
             for i in range(n)

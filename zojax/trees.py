@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quax
 
 from zojax.types import Params
 
@@ -168,6 +169,8 @@ def merge(selected: Params, rest: Params) -> Params:
       selected: perturbed leaves, None elsewhere.
       rest: the other leaves, None elsewhere.
     """
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda x: x is None
-    )
+
+    def is_leaf(x: Any) -> bool:
+        return x is None or isinstance(x, quax.ArrayValue)  # perturbed leaves may be implicit
+
+    return jax.tree.map(lambda a, b: b if a is None else a, selected, rest, is_leaf=is_leaf)

@@ -111,6 +111,8 @@ EXECUTIONS = {
     "chunked(3)": lambda: zojax.chunked(3),
     "chunked(4)": lambda: zojax.chunked(4),
     "chunked(100)": lambda: zojax.chunked(100),
+    "chunked(auto)": lambda: zojax.chunked("auto"),
+    "chunked(3, keep_noise=True)": lambda: zojax.chunked(3, keep_noise=True),
 }
 
 # Estimators at a small, odd number of directions, which no chunk size above 1 divides.

@@ -9,6 +9,7 @@ import numpy as np
 
 from zojax import trees
 from zojax.errors import check_at_least
+from zojax.implicit import LowRankArray
 from zojax.types import Directions, Noise, Params, PRNGKey
 
 
@@ -21,9 +22,12 @@ def low_rank(rank: int = 1) -> Directions:
     loss this is the exact gradient of; bias against grad f is O(sigma^2), with
     E[eps_i^4] = 3 + 6 / rank on matrices (9 at rank 1, Gaussian 3 as the rank grows). For a linear
     loss of one (m, k) matrix the relative mean squared error of n directions is
-    (d + 1 + 2 (m + k + 1) / rank) / n. Noise for an
-    (m, n) matrix takes rank (m + n) numbers instead of m n, and the estimate is assembled from
-    the factors by one contraction per matrix.
+    (d + 1 + 2 (m + k + 1) / rank) / n.
+
+    The perturbed weight is never formed: an unmodified model multiplies by an array type that
+    passes the product on to the weight and its factors (`zojax.implicit`). Noise for an (m, k)
+    matrix takes rank (m + k) numbers instead of m k, and the estimate is assembled from the
+    factors by one contraction per matrix.
 
     Args:
       rank: number of outer products per matrix.
@@ -44,11 +48,10 @@ def low_rank(rank: int = 1) -> Directions:
 
     def perturb(params: Params, noise: Noise, scale: Any) -> Params:
         leaves, treedef = jax.tree.flatten(params)
-        steps = [
-            _expand(factors, rank).reshape(leaf.shape)
-            for leaf, factors in zip(leaves, noise, strict=True)
+        moved = [
+            _perturb_leaf(leaf, factors, scale) for leaf, factors in zip(leaves, noise, strict=True)
         ]
-        return trees.add_scaled(params, jax.tree.unflatten(treedef, steps), scale)
+        return jax.tree.unflatten(treedef, moved)
 
     def combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
         weights = coefficients.astype(jnp.float32)
@@ -69,11 +72,17 @@ def _factor_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], 
     return ((rows, rank), (shape[-1], rank))
 
 
-def _expand(factors: tuple[chex.Array, ...], rank: int) -> chex.Array:
+def _perturb_leaf(leaf: chex.Array, factors: tuple[chex.Array, ...], scale: Any) -> Any:
     if len(factors) == 1:
-        return factors[0]
+        return trees.add_scaled(leaf, factors[0].reshape(leaf.shape), scale)
     left, right = factors
-    return jnp.matmul(left, right.T, precision="highest") * rank**-0.5
+    rank, dtype = right.shape[1], trees.point_dtype(leaf.dtype)
+    return LowRankArray(
+        base=leaf.astype(dtype),
+        left=left.reshape(*leaf.shape[:-1], rank).astype(dtype),
+        right=right.astype(dtype),
+        scale=jnp.asarray(scale, dtype) * rank**-0.5,
+    )
 
 
 def _contract(weights: chex.Array, factors: tuple[chex.Array, ...], rank: int) -> chex.Array:
