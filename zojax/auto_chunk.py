@@ -77,15 +77,16 @@ def _try(function: Callable[..., Any], size: int, arguments: Any, limit: float) 
     def run(flat: list[Any]) -> Any:
         return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, flat[:count]))(*flat[count:])
 
-    with jax.ensure_compile_time_eval():
-        flat = [_made_up(x) for x in inputs]
-        compiled = jax.jit(run).lower(flat).compile()
-        memory = compiled.memory_analysis()
-        temporary = 0
-        if memory is not None:
-            temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        if temporary > limit and size > 1:
-            return None
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jax.typeof(x).dtype) for x in inputs]
+    compiled = jax.jit(run).lower(shapes).compile()
+    memory = compiled.memory_analysis()
+    temporary = 0
+    if memory is not None:
+        temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    if temporary > limit and size > 1:
+        return None
+    with jax.ensure_compile_time_eval():  # the caller may be in the middle of a trace
+        flat = [_made_up(shape) for shape in shapes]
         jax.block_until_ready(compiled(flat))
         times: list[float] = []
         while not times or sum(times) < _TIMED_SECONDS and len(times) < 20:
@@ -95,13 +96,12 @@ def _try(function: Callable[..., Any], size: int, arguments: Any, limit: float) 
     return Trial(size, min(times) / size, temporary)
 
 
-def _made_up(value: Any) -> Any:
-    aval = jax.typeof(value)
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), aval.shape)
-    if jnp.issubdtype(aval.dtype, jnp.floating):
-        return jnp.full(aval.shape, 0.1, aval.dtype)
-    return jnp.zeros(aval.shape, aval.dtype)
+def _made_up(shape: jax.ShapeDtypeStruct) -> Any:
+    if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), shape.shape)
+    if jnp.issubdtype(shape.dtype, jnp.floating):
+        return jnp.full(shape.shape, 0.1, shape.dtype)
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _device_memory() -> float:
