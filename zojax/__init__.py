@@ -15,7 +15,7 @@ from zojax.directions import (
     sparse,
     sphere,
 )
-from zojax.estimation import ask, estimate, tell, value_and_grad
+from zojax.estimation import ask, choose_chunk, estimate, tell, value_and_grad
 from zojax.estimators import (
     coordinate_difference,
     evolution_strategy,
@@ -51,6 +51,7 @@ __all__ = [
     "ask",
     "central",
     "centered_rank",
+    "choose_chunk",
     "chunked",
     "coordinate",
     "coordinate_difference",

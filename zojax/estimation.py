@@ -11,7 +11,7 @@ import numpy as np
 
 from zojax import implicit
 from zojax.errors import check_instance, is_traced
-from zojax.execution import vectorized
+from zojax.execution import auto_size, chunked, vectorized
 from zojax.keys import check_key
 from zojax.trees import point_dtype
 from zojax.types import (
@@ -115,6 +115,40 @@ def value_and_grad(
 
     value_and_grad_fn.__doc__ = loss_fn.__doc__
     return value_and_grad_fn
+
+
+def choose_chunk(
+    est: Estimator,
+    loss_fn: LossFn,
+    params: Params,
+    key: PRNGKey,
+    *,
+    args: tuple[Any, ...] = (),
+) -> Execution:
+    """Finds the fastest chunk size on this model and device, and returns the execution to use.
+
+    What `chunked("auto")` does by itself whenever a program is traced, done once: compiles and
+    times a few sizes, leaves out those that do not fit into memory, prints what it chose.
+
+    Args:
+      est: an estimator.
+      loss_fn: `loss_fn(params, *args) -> scalar`.
+      params: the parameters.
+      key: any typed key.
+      args: further arguments of the loss.
+
+    Returns:
+      `zojax.chunked(size)`.
+
+    Raises:
+      TypeError: if `key` is not a typed key.
+      ValueError: for a key that is not threefry, nothing to perturb, or a loss that is not a
+        scalar.
+    """
+    check_key(key)
+    check_instance("args", args, tuple, "a tuple of arguments, such as (batch,)")
+    loss = _checked(loss_fn, args, False)
+    return chunked(auto_size(est, loss, params, key, est.init(params), False))
 
 
 def ask(est: Estimator, params: Params, key: PRNGKey, state: State) -> Params:

@@ -47,7 +47,9 @@ def chunked(size: int | Literal["auto"], *, keep_noise: bool = False) -> Executi
     Args:
       size: directions per chunk (a pair of `central` counts once). "auto" compiles and times a
         few sizes when a program is first traced (seconds, once per set of shapes), leaves out
-        those whose temporaries do not fit, prints its choice and uses it.
+        those whose temporaries do not fit, prints its choice and uses it. To keep the choice
+        (another size means another order of summation, so other last bits) use
+        `zojax.choose_chunk`, which returns it.
       keep_noise: with a global shaping, hold the noise of all n directions between evaluation and
         combination instead of drawing it again. Faster where n d numbers are few (for
         `rademacher` n d / 32 words); memory then grows with n. A local shaping needs neither.
@@ -115,17 +117,34 @@ def _runner(chunk_size: int | None, keep_noise: bool = False) -> Callable[..., E
     return run
 
 
+def auto_size(
+    est: Estimator, loss: Any, params: Params, key: PRNGKey, state: State, has_aux: bool
+) -> int:
+    """Returns the chunk size that `chunked("auto")` uses, and prints it.
+
+    Args:
+      est: the estimator.
+      loss: `params -> scalar`, or `(scalar, aux)` with `has_aux`.
+      params: the parameters.
+      key: the estimate's key.
+      state: the estimator's state.
+      has_aux: whether `loss` returns aux.
+    """
+
+    def chunk(size: int) -> Callable[[Params, PRNGKey], Any]:
+        one = est._replace(num_directions=lambda _: size)
+        run_one = _runner(None)
+        return lambda params, key: run_one(one, loss, params, key, state, has_aux).total
+
+    return choose_size(chunk, est.num_directions(params), (params, key))
+
+
 @functools.cache
 def _auto_runner(keep_noise: bool) -> Callable[..., Evaluations]:
     def run(
         est: Estimator, loss: Any, params: Params, key: PRNGKey, state: State, has_aux: bool
     ) -> Evaluations:
-        def chunk(size: int) -> Callable[[Params, PRNGKey], Any]:
-            one = est._replace(num_directions=lambda _: size)
-            run_one = _runner(None)
-            return lambda params, key: run_one(one, loss, params, key, state, has_aux).total
-
-        size = choose_size(chunk, est.num_directions(params), (params, key))
+        size = auto_size(est, loss, params, key, state, has_aux)
         return _runner(size, keep_noise)(est, loss, params, key, state, has_aux)
 
     return run

@@ -30,6 +30,13 @@ def test_the_choice_is_printed_and_the_numbers_stay(capsys):
     )
 
 
+def test_the_choice_can_be_kept(capsys):
+    est = zojax.finite_difference(num_directions=9, sigma=0.1)
+    chosen = zojax.choose_chunk(est, loss, PARAMS, jax.random.key(0), args=(jnp.ones(4),))
+    size = capsys.readouterr().out.removeprefix("chunked('auto') chose ").partition(" of 9")[0]
+    assert chosen == zojax.chunked(int(size))
+
+
 def test_it_works_where_batch_state_and_sigma_are_still_unknown(capsys):
     """Inside jit and scan, with a loss that closes over traced labels and a schedule for sigma."""
     est = zojax.finite_difference(
