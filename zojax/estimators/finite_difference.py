@@ -76,27 +76,8 @@ def finite_difference(
     Raises:
       ValueError: for `num_directions` < 1, `sigma` <= 0, or parts that do not go together.
     """
-    check_instance("directions", directions, Directions, "a distribution such as zojax.gaussian()")
-    check_instance("stencil", stencil, Stencil, "zojax.central, zojax.forward or zojax.one_point")
-    check_instance("shaping", shaping, Shaping, "a shaping such as zojax.identity")
     check_positive("sigma", sigma)
-    if directions.fixed_number is None:
-        check_at_least("num_directions", num_directions, 1)
-    elif num_directions is not None:
-        raise ValueError(
-            f"num_directions must be None for {directions.name}, which fixes it, "
-            f"got {num_directions!r}"
-        )
-    if directions.fixed_number is not None and not stencil.is_difference:
-        raise ValueError(
-            f"stencil must be zojax.central or zojax.forward with {directions.name}, whose "
-            f"directions are not centred, got {stencil.name}"
-        )
-    if shaping.needs_difference and not stencil.is_difference:
-        raise ValueError(
-            f"shaping {shaping.name} compares points, stencil {stencil.name} has nothing to "
-            "compare: use zojax.central or zojax.forward"
-        )
+    _check_parts(directions, stencil, shaping, num_directions)
 
     def count_directions(params: Params) -> int:
         selected, _ = trees.partition(params, mask)
@@ -131,21 +112,7 @@ def finite_difference(
     def coefficients(
         values: chex.Array, center: chex.Array | None, state: State
     ) -> tuple[chex.Array, chex.Array]:
-        valid = jnp.all(jnp.isfinite(values), axis=1)
-        if center is not None:
-            valid = valid & jnp.isfinite(center)
-        values, center = shaping.on_values(values, center, valid)
-        # A failed point takes its antithetic partner with it: the direction counts as not drawn.
-        values = jnp.where(valid[:, None], values, 0)
-        # A sum, not a dot product: an accelerator may round the operands of a dot product.
-        difference = jnp.sum(values * jnp.asarray(stencil.weights, values.dtype)[None, :], axis=1)
-        if center is not None:
-            difference = difference + stencil.center_weight * jnp.where(valid, center, 0)
-        derivatives = difference / jnp.asarray(current_sigma(state), difference.dtype)
-        shaped = shaping.on_derivatives(derivatives, valid).astype(jnp.float32)
-        # Finite losses may still overflow here, or meet a schedule that has reached sigma = 0.
-        valid = valid & jnp.isfinite(shaped)
-        return jnp.where(valid, shaped, 0), valid
+        return _coefficients(stencil, shaping, current_sigma(state), values, center)
 
     def combine(weights: chex.Array, noises: Noise, params: Params) -> Params:
         selected, _ = trees.partition(params, mask)
@@ -179,6 +146,57 @@ def finite_difference(
         finish=finish,
         update=update,
     )
+
+
+def _check_parts(
+    directions: Directions, stencil: Stencil, shaping: Shaping, num_directions: int | None
+) -> None:
+    """Raises ValueError unless the parts are what they should be and go together."""
+    check_instance("directions", directions, Directions, "a distribution such as zojax.gaussian()")
+    check_instance("stencil", stencil, Stencil, "zojax.central, zojax.forward or zojax.one_point")
+    check_instance("shaping", shaping, Shaping, "a shaping such as zojax.identity")
+    if directions.fixed_number is None:
+        check_at_least("num_directions", num_directions, 1)
+    elif num_directions is not None:
+        raise ValueError(
+            f"num_directions must be None for {directions.name}, which fixes it, "
+            f"got {num_directions!r}"
+        )
+    if directions.fixed_number is not None and not stencil.is_difference:
+        raise ValueError(
+            f"stencil must be zojax.central or zojax.forward with {directions.name}, whose "
+            f"directions are not centred, got {stencil.name}"
+        )
+    if shaping.needs_difference and not stencil.is_difference:
+        raise ValueError(
+            f"shaping {shaping.name} compares points, stencil {stencil.name} has nothing to "
+            "compare: use zojax.central or zojax.forward"
+        )
+
+
+def _coefficients(
+    stencil: Stencil,
+    shaping: Shaping,
+    sigma: Any,
+    values: chex.Array,
+    center: chex.Array | None,
+) -> tuple[chex.Array, chex.Array]:
+    """Turns losses (m, k) into the weights (m,) of the scores, and says which are usable."""
+    valid = jnp.all(jnp.isfinite(values), axis=1)
+    if center is not None:
+        valid = valid & jnp.isfinite(center)
+    values, center = shaping.on_values(values, center, valid)
+    # A failed point takes its antithetic partner with it: the direction counts as not drawn.
+    values = jnp.where(valid[:, None], values, 0)
+    # A sum, not a dot product: an accelerator may round the operands of a dot product.
+    difference = jnp.sum(values * jnp.asarray(stencil.weights, values.dtype)[None, :], axis=1)
+    if center is not None:
+        difference = difference + stencil.center_weight * jnp.where(valid, center, 0)
+    derivatives = difference / jnp.asarray(sigma, difference.dtype)
+    shaped = shaping.on_derivatives(derivatives, valid).astype(jnp.float32)
+    # Finite losses may still overflow here, or meet a schedule that has reached sigma = 0.
+    valid = valid & jnp.isfinite(shaped)
+    return jnp.where(valid, shaped, 0), valid
 
 
 def _cast(grad: chex.Array, dtype: Any) -> chex.Array:
