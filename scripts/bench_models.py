@@ -87,9 +87,9 @@ class Spec(NamedTuple):
 
 
 SPECS = {
-    "mlp": Spec(Mlp(), (784,), 128, 256, (1, 8, 16, 32, 64)),
-    "cnn": Spec(Cnn(), (28, 28, 1), 32, 128, (1, 4, 8)),
-    "transformer": Spec(Transformer(), (128,), 32, 1, (1, 4, 8, 16), has_tokens=True),
+    "mlp": Spec(Mlp(), (784,), 128, 256, (1, 4, 8, 16, 32)),
+    "cnn": Spec(Cnn(), (28, 28, 1), 32, 128, (1, 2, 4, 8)),
+    "transformer": Spec(Transformer(), (128,), 32, 1, (1, 2, 4, 8), has_tokens=True),
     "wide": Spec(Mlp((4096, 4096)), (4096,), 32, 1024, (1, 4, 8)),
 }
 

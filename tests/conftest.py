@@ -1,4 +1,4 @@
-"""What every test shares: one CPU device, a compilation cache, strict promotion, prepared data."""
+"""What every test shares: CPU devices, a compilation cache, strict promotion, prepared data."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)  # the first one is used unless a test asks for more
 
 
 @pytest.fixture

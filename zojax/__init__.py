@@ -24,6 +24,7 @@ from zojax.estimators import (
 )
 from zojax.execution import chunked, vectorized
 from zojax.shaping import centered_rank, identity, sign_of_difference, standardize
+from zojax.sharding import sharded
 from zojax.stencils import central, forward, one_point
 from zojax.transforms import ZerothOrderState, as_gradient_transformation, mask_optimizer
 from zojax.types import (
@@ -68,6 +69,7 @@ __all__ = [
     "one_point",
     "orthogonal",
     "rademacher",
+    "sharded",
     "sign_of_difference",
     "sparse",
     "spsa",

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-_FIRST_CANDIDATES = (1, 8, 32, 128, 512)
+_CANDIDATES = (1, 4, 16, 64, 256)
+_CHUNKS = 2  # in a loop, as the real program runs them
 _MEMORY_SHARE = 0.5
-_TIMED_SECONDS = 0.2
+_HOPELESS = 2.0
+_TIMED_SECONDS = 1.0
 
 
 class Trial(NamedTuple):
@@ -19,25 +21,41 @@ class Trial(NamedTuple):
 
     Attributes:
       size: directions per chunk.
-      seconds: time per direction.
+      run: runs the compiled program on made-up values.
+      num_directions: how many that run goes through.
       temporary_bytes: temporaries and results of the compiled program.
+      seconds: of each run.
     """
 
     size: int
-    seconds: float
+    run: Callable[[], Any]
+    num_directions: int
     temporary_bytes: int
+    seconds: list[float]
+
+    def measure(self) -> None:
+        """Times one more run."""
+        with jax.ensure_compile_time_eval():  # the caller may be in the middle of a trace
+            start = time.perf_counter()
+            jax.block_until_ready(self.run())
+            self.seconds.append(time.perf_counter() - start)
+
+    @property
+    def cost(self) -> float:
+        """Seconds per direction: the least, since what disturbs a measurement only adds."""
+        return min(self.seconds) / self.num_directions
 
 
 def choose_size(
-    chunk: Callable[[int], Callable[..., Any]], num_directions: int, arguments: Any
+    program: Callable[[int, int], Callable[..., Any]], num_directions: int, arguments: Any
 ) -> int:
-    """Times one chunk of several sizes and returns the fastest per direction that fits.
+    """Times a few chunks of several sizes and returns the fastest per direction that fits.
 
     Works while the caller is being traced: values that are not known yet are replaced by made-up
     ones of the same shape, which cost the same time.
 
     Args:
-      chunk: `size -> function(*arguments)` that runs one chunk.
+      program: `(size, count) -> function(*arguments)` that runs `count` directions in chunks.
       num_directions: n, the largest candidate.
       arguments: the functions' arguments, arrays or tracers.
 
@@ -47,14 +65,21 @@ def choose_size(
     trials: list[Trial] = []
     limit = _MEMORY_SHARE * _device_memory()
     for size in _candidates(num_directions):
-        trial = _try(chunk(size), size, arguments, limit)
+        count = size * min(_CHUNKS, num_directions // size)
+        trial = _compile(program(size, count), size, count, arguments, limit)
         if trial is None:
             break
         trials.append(trial)
-        if trial.seconds > 2 * min(trials, key=lambda t: t.seconds).seconds:
+        if trial.cost > _HOPELESS * min(t.cost for t in trials):
             break
-    best = min(trials, key=lambda t: t.seconds)
-    tried = ", ".join(f"{t.size}: {1e3 * t.seconds:.3g} ms" for t in trials)
+    # In turns, so that a disturbance does not fall on one candidate alone.
+    end = time.perf_counter() + _TIMED_SECONDS
+    while len(trials) > 1 and time.perf_counter() < end:
+        for trial in trials:
+            if trial.cost <= _HOPELESS * min(t.cost for t in trials):
+                trial.measure()
+    best = min(trials, key=lambda t: t.cost)
+    tried = ", ".join(f"{t.size}: {1e3 * t.cost:.3g} ms" for t in trials)
     print(
         f"chunked('auto') chose {best.size} of {num_directions} directions per chunk "
         f"(time per direction, {tried}; {best.temporary_bytes / 1e6:.3g} MB of temporaries)",
@@ -64,18 +89,20 @@ def choose_size(
 
 
 def _candidates(num_directions: int) -> Iterator[int]:
-    yield from (size for size in _FIRST_CANDIDATES if size < num_directions)
+    yield from (size for size in _CANDIDATES if size < num_directions)
     yield num_directions
 
 
-def _try(function: Callable[..., Any], size: int, arguments: Any, limit: float) -> Trial | None:
-    """Compiles and times one candidate; None if it would not fit into memory."""
+def _compile(
+    function: Callable[..., Any], size: int, count: int, arguments: Any, limit: float
+) -> Trial | None:
+    """Compiles one candidate and times it once; None if it would not fit into memory."""
     closed = jax.make_jaxpr(function)(*arguments)
     inputs = [*closed.consts, *jax.tree.leaves(arguments)]
-    count = len(closed.consts)
+    num_consts = len(closed.consts)
 
     def run(flat: list[Any]) -> Any:
-        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, flat[:count]))(*flat[count:])
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, flat[:num_consts]))(*flat[num_consts:])
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jax.typeof(x).dtype) for x in inputs]
     compiled = jax.jit(run).lower(shapes).compile()
@@ -85,15 +112,12 @@ def _try(function: Callable[..., Any], size: int, arguments: Any, limit: float) 
         temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes
     if temporary > limit and size > 1:
         return None
-    with jax.ensure_compile_time_eval():  # the caller may be in the middle of a trace
-        flat = [_made_up(shape) for shape in shapes]
-        jax.block_until_ready(compiled(flat))
-        times: list[float] = []
-        while not times or sum(times) < _TIMED_SECONDS and len(times) < 20:
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(flat))
-            times.append(time.perf_counter() - start)
-    return Trial(size, min(times) / size, temporary)
+    with jax.ensure_compile_time_eval():
+        values = [_made_up(shape) for shape in shapes]
+        jax.block_until_ready(compiled(values))
+    trial = Trial(size, lambda: compiled(values), count, temporary, [])
+    trial.measure()
+    return trial
 
 
 def _made_up(shape: jax.ShapeDtypeStruct) -> Any:

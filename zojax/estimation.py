@@ -147,8 +147,8 @@ def choose_chunk(
     """
     check_key(key)
     check_instance("args", args, tuple, "a tuple of arguments, such as (batch,)")
-    loss = _checked(loss_fn, args, False)
-    return chunked(auto_size(est, loss, params, key, est.init(params), False))
+    loss = _checked(loss_fn, False)
+    return chunked(auto_size(est, loss, params, key, est.init(params), args, False))
 
 
 def ask(est: Estimator, params: Params, key: PRNGKey, state: State) -> Params:
@@ -241,8 +241,8 @@ def _estimate(
     state: State,
     args: tuple[Any, ...],
 ) -> tuple[Estimate, State, Any]:
-    loss = _checked(loss_fn, args, has_aux)
-    evaluations = execution.run(est, loss, params, key, state, has_aux)
+    loss = _checked(loss_fn, has_aux)
+    evaluations = execution.run(est, loss, params, key, state, args, has_aux)
     result = _summarise(est, params, evaluations)
     return result, est.update(state, result), evaluations.aux
 
@@ -287,10 +287,10 @@ def _as_losses(values: chex.Array) -> chex.Array:
     return values.astype(point_dtype(values.dtype))
 
 
-def _checked(loss_fn: LossFn, args: tuple[Any, ...], has_aux: bool) -> Callable[[Params], Any]:
-    """Wraps the user's loss: fixed arguments, and a clear error unless it returns a scalar."""
+def _checked(loss_fn: LossFn, has_aux: bool) -> Callable[..., Any]:
+    """Wraps the user's loss: a clear error unless it returns a scalar."""
 
-    def loss(params: Params) -> Any:
+    def loss(params: Params, *args: Any) -> Any:
         output = _call(loss_fn, params, args)
         if has_aux and not (isinstance(output, tuple) and len(output) == 2):
             raise ValueError(f"with has_aux, loss_fn must return (loss, aux), got {type(output)}")

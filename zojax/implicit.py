@@ -54,6 +54,13 @@ class LowRankArray(quax.ArrayValue):
         """Returns shared + scale * perturbation, in the dtype of `shared`."""
         return shared + (self.scale * perturbation.astype(self.scale.dtype)).astype(shared.dtype)
 
+    def plus_outer(
+        self, coefficients: chex.Array, factor: chex.Array, shared: chex.Array
+    ) -> chex.Array:
+        """Returns shared + scale * coefficients factor^T, (..., r) times (n, r), likewise."""
+        scaled = self.scale * coefficients.astype(self.scale.dtype)
+        return shared + _expand(scaled, factor).astype(shared.dtype)
+
     @staticmethod
     def default(primitive: Any, values: Sequence[Any], params: dict[str, Any]) -> Any:
         """Applies the rule for a primitive; without one, materialises and says so once."""
@@ -202,7 +209,7 @@ def _dot_general(lhs: Any, rhs: Any, *, dimension_numbers: Any, **params: Any) -
     shared = lax.dot_general(x, weight.base, dimension_numbers, **params)
     if last not in rhs_contract:
         inner = _contract(x, weight.left, dimension_numbers)
-        return weight.plus(_expand(inner, weight.right), shared)
+        return weight.plus_outer(inner, weight.right, shared)
     # Contract the last axis with the right factor first, which leaves the rank in its place.
     axis = lhs_contract[rhs_contract.index(last)]
     inner = _project(jnp.moveaxis(x, axis, -1), weight.right)
@@ -253,7 +260,7 @@ def _gather(operand: Any, indices: Any, *, slice_sizes: Any, **params: Any) -> A
         return None
     rank = operand.right.shape[1]
     inner = gather(operand.left, indices, slice_sizes=(*slice_sizes[:-1], rank))
-    return operand.plus(_expand(inner, operand.right), rows)
+    return operand.plus_outer(inner, operand.right, rows)
 
 
 def _convert_element_type(weight: Any, *, new_dtype: Any, **params: Any) -> Any:

@@ -205,8 +205,8 @@ class Execution(NamedTuple):
 
     Attributes:
       name: for messages and tables.
-      run: `(estimator, loss, params, key, state, has_aux) -> Evaluations`, where `loss` maps
-        parameters to a checked scalar (and aux).
+      run: `(estimator, loss, params, key, state, args, has_aux) -> Evaluations`, where
+        `loss(params, *args)` is a checked scalar (and aux).
     """
 
     name: str

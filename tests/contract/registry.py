@@ -87,6 +87,12 @@ DIRECTIONS = {
     ),
     "low_rank": DirectionsCase(zojax.low_rank, lambda d: 3, _normal, None, 9, _outer_product),
     "low_rank(3)": DirectionsCase(lambda: zojax.low_rank(3), lambda d: 3, None, None, 5),
+    "low_rank(1, rademacher)": DirectionsCase(
+        lambda: zojax.low_rank(1, "rademacher"),
+        lambda d: 1,
+        _uniform(lambda d: 1),
+        lambda d, n: (d - 1) / n,
+    ),
     "flat_directions": DirectionsCase(
         _uniform_cube, lambda d: 1.8, _cube_step, lambda d, n: (d - 0.2) / n
     ),
@@ -113,7 +119,15 @@ EXECUTIONS = {
     "chunked(100)": lambda: zojax.chunked(100),
     "chunked(auto)": lambda: zojax.chunked("auto"),
     "chunked(3, keep_noise=True)": lambda: zojax.chunked(3, keep_noise=True),
+    "sharded": lambda: zojax.sharded(_mesh()),
+    "sharded(chunk_size=1)": lambda: zojax.sharded(_mesh(), chunk_size=1),
 }
+
+
+def _mesh():
+    """As many simulated devices as there are directions: a share is one direction."""
+    return jax.make_mesh((NUM_DIRECTIONS,), ("directions",), devices=jax.devices()[:NUM_DIRECTIONS])
+
 
 # Estimators at a small, odd number of directions, which no chunk size above 1 divides.
 NUM_DIRECTIONS = 7

@@ -86,13 +86,34 @@ def draw_range(
     """
     base = noise_key(key)
     if directions.block_size is None:
-        if count == 1:  # without vmap, so that a draw may do anything
-            noise = directions.draw(jax.random.fold_in(base, start), params)
-            return jax.tree.map(lambda x: x[None], noise)
-        indices = start + jnp.arange(count)
-        return jax.vmap(lambda i: directions.draw(jax.random.fold_in(base, i), params))(indices)
+        noises = _draw_singly(directions, base, params, start, count)
+    else:
+        block = directions.block_size(trees.size(params), num_directions)
+        noises = _draw_blocks(directions, base, params, start, count, block, alignment)
+    # Without the barrier XLA fuses the random numbers into whatever reads them, and computes a
+    # number again for every activation that its weight touches.
+    return jax.lax.optimization_barrier(noises)
 
-    block = directions.block_size(trees.size(params), num_directions)
+
+def _draw_singly(
+    directions: Directions, base: PRNGKey, params: Params, start: Any, count: int
+) -> Noise:
+    if count == 1:  # without vmap, so that a draw may do anything
+        noise = directions.draw(jax.random.fold_in(base, start), params)
+        return jax.tree.map(lambda x: x[None], noise)
+    indices = start + jnp.arange(count)
+    return jax.vmap(lambda i: directions.draw(jax.random.fold_in(base, i), params))(indices)
+
+
+def _draw_blocks(
+    directions: Directions,
+    base: PRNGKey,
+    params: Params,
+    start: Any,
+    count: int,
+    block: int,
+    alignment: int,
+) -> Noise:
     num_blocks = _blocks_touched(block, count, start, alignment)
     first = start // block
     noises = [

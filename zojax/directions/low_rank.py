@@ -1,6 +1,6 @@
 """Low-rank perturbations of matrices."""
 
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -12,17 +12,20 @@ from zojax.errors import check_at_least
 from zojax.implicit import LowRankArray
 from zojax.types import Directions, Noise, Params, PRNGKey
 
+_SAMPLERS = {"gaussian": jax.random.normal, "rademacher": jax.random.rademacher}
 
-def low_rank(rank: int = 1) -> Directions:
-    """Directions A B^T / sqrt(rank) per matrix with Gaussian factors; score s = eps.
+
+def low_rank(rank: int = 1, factors: Literal["gaussian", "rademacher"] = "gaussian") -> Directions:
+    """Directions A B^T / sqrt(rank) per matrix with random factors; score s = eps.
 
     A leaf of two or more dimensions is a matrix of shape (product of the leading axes, last
     axis), as the kernels of dense and convolutional layers are; vectors and scalars get
-    full-rank Gaussian noise. The covariance is the identity at every rank. There is no smoothed
-    loss this is the exact gradient of; bias against grad f is O(sigma^2), with
+    full-rank noise of the factors' kind. The covariance is the identity at every rank. There is no
+    smoothed loss this is the exact gradient of; bias against grad f is O(sigma^2), with
     E[eps_i^4] = 3 + 6 / rank on matrices (9 at rank 1, Gaussian 3 as the rank grows). For a linear
     loss of one (m, k) matrix the relative mean squared error of n directions is
-    (d + 1 + 2 (m + k + 1) / rank) / n.
+    (d + 1 + 2 (m + k + 1) / rank) / n. Rademacher factors have E[eps_i^4] = 3 - 2 / rank and,
+    for a linear loss, (d + 1 - 2 / rank) / n: at rank 1 the variance and the bias of `rademacher`.
 
     The perturbed weight is never formed: an unmodified model multiplies by an array type that
     passes the product on to the weight and its factors (`zojax.implicit`). Noise for an (m, k)
@@ -31,18 +34,22 @@ def low_rank(rank: int = 1) -> Directions:
 
     Args:
       rank: number of outer products per matrix.
+      factors: how the entries of A and B are distributed, "gaussian" or "rademacher" (signs).
 
     Raises:
-      ValueError: if `rank` < 1.
+      ValueError: if `rank` < 1, or for other factors.
 
     Source: Sarkar et al. 2025 (EGGROLL), arXiv 2511.16652.
     """
     check_at_least("rank", rank, 1)
+    if factors not in _SAMPLERS:
+        raise ValueError(f"factors must be one of {sorted(_SAMPLERS)}, got {factors!r}")
+    sample = _SAMPLERS[factors]
 
     def draw(key: PRNGKey, params: Params) -> Noise:
         shapes = [_factor_shapes(leaf.shape, rank) for leaf in jax.tree.leaves(params)]
         sizes = [int(np.prod(shape)) for pair in shapes for shape in pair]
-        flat = jax.random.normal(key, (sum(sizes),), dtype="float32")
+        flat = sample(key, (sum(sizes),), dtype="float32")
         pieces = iter(jnp.split(flat, np.cumsum(sizes)[:-1]))
         return [tuple(next(pieces).reshape(shape) for shape in pair) for pair in shapes]
 
@@ -62,7 +69,8 @@ def low_rank(rank: int = 1) -> Directions:
         ]
         return jax.tree.unflatten(treedef, sums)
 
-    return Directions(f"low_rank({rank})", draw, perturb, combine)
+    name = f"low_rank({rank})" if factors == "gaussian" else f"low_rank({rank}, {factors})"
+    return Directions(name, draw, perturb, combine)
 
 
 def _factor_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], ...]:

@@ -36,7 +36,8 @@ def _unpack(words: chex.Array, dimension: int) -> chex.Array:
     positions = jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
     bits = (words >> positions) & jnp.uint32(1)
     bits = bits.reshape(*words.shape[:-2], -1)[..., :dimension]
-    return 2 * bits.astype(jnp.float32) - 1
+    # The barrier keeps XLA from unpacking again for every activation that a sign touches.
+    return jax.lax.optimization_barrier(2 * bits.astype(jnp.float32) - 1)
 
 
 def _perturb(params: Params, noise: Noise, scale: Any) -> Params:
