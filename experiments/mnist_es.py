@@ -19,8 +19,9 @@ import optax  # noqa: E402
 import tyro  # noqa: E402
 
 import zojax  # noqa: E402
-from experiments.lib import cli, report, training  # noqa: E402
+from experiments.lib import cli, distributed, report, training  # noqa: E402
 from experiments.lib.classifier import Task, build_task  # noqa: E402
+from experiments.lib.cluster import Cluster  # noqa: E402
 from experiments.lib.data import DatasetName, load_dataset  # noqa: E402
 from experiments.lib.errors import UserError, run_cli  # noqa: E402
 from experiments.lib.models import build_model  # noqa: E402
@@ -30,9 +31,10 @@ from experiments.lib.optimizers import (  # noqa: E402
     build_optimizer,
     build_schedule,
 )
-from experiments.lib.runs import RunDirectory, check_same_config  # noqa: E402
+from experiments.lib.runs import RunDirectory, as_tuple, check_same_config  # noqa: E402
 
 NAME = "mnist_es"
+WORDS = "function values only"
 FIRST_ORDER_FORWARDS = 3  # a backward pass is counted as two forward passes
 
 
@@ -118,6 +120,9 @@ class Config:
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN_DIR")] = None
     """Continue an interrupted run to the same bits; other options keep what the run had."""
 
+    where: Annotated[distributed.Where, tyro.conf.arg(name="")] = distributed.Where()
+    """Several devices, or several processes on as many machines."""
+
     def __post_init__(self) -> None:
         """Checks what no library below checks."""
         for name in ("batch_size", "num_evals", "baseline_steps", "pool"):
@@ -173,7 +178,7 @@ def build_estimator(config: Config, num_steps: int) -> zojax.Estimator:
 
 
 def build_transformation(
-    config: Config, num_steps: int, key: jax.Array
+    config: Config, num_steps: int, key: jax.Array, cluster: Cluster
 ) -> optax.GradientTransformationExtraArgs:
     """Chains the estimator with its optimiser.
 
@@ -181,59 +186,62 @@ def build_transformation(
         config: The configuration.
         num_steps: Steps of the run, for the schedules.
         key: Key of the directions.
+        cluster: The devices that share them.
     """
-    execution = zojax.chunked(config.chunk) if config.chunk else zojax.vectorized()
     learning_rate = build_schedule(
         config.learning_rate_schedule, config.learning_rate, num_steps, config.learning_rate_final
     )
     return optax.chain(
         zojax.as_gradient_transformation(
-            build_estimator(config, num_steps), key, execution=execution
+            build_estimator(config, num_steps), key, execution=cluster.execution(config.chunk)
         ),
         build_optimizer(config.optimizer, learning_rate),
     )
 
 
-def train(config: Config, task: Task, run: RunDirectory) -> report.Result:
+def train(config: Config, task: Task, run: RunDirectory | None, cluster: Cluster) -> report.Result:
     """Trains from function values, from scratch or from the newest checkpoint.
 
     Args:
         config: The configuration.
         task: The loss and its data.
-        run: Where metrics and checkpoints go.
+        run: Where metrics and checkpoints go; None where another process writes.
+        cluster: The devices to train on.
     """
     init_key, noise_key, data_key = jax.random.split(jax.random.key(config.seed), 3)
     params = task.init(init_key)
-    saver = training.Saver(run)
+    saver = training.Saver(run) if run else None
+    shared = dataclasses.replace(task, train=cluster.replicate(task.train))
 
     def prepare(num_steps: int) -> tuple[training.Carry, training.Trainer, training.Plan]:
-        tx = build_transformation(config, num_steps, noise_key)
+        tx = build_transformation(config, num_steps, noise_key, cluster)
         queries = build_estimator(config, num_steps).num_queries(params)
         interval = -(-num_steps // config.num_evals)
         plan = training.Plan(num_steps, interval, queries, queries * config.batch_size)
         chunk = training.make_chunk(task, tx, config.batch_size, first_order=False)
         carry = training.Carry(params, tx.init(params), jax.numpy.zeros((), "int32"))
-        return carry, training.Trainer(task, chunk, data_key, plan, "function values only"), plan
+        return carry, training.Trainer(shared, chunk, data_key, plan, WORDS, cluster), plan
 
     per_step = build_estimator(config, 1).num_queries(params) * config.batch_size
     carry, trainer, plan = prepare(max(1, int(config.sample_forwards // per_step)))
-    restored = saver.restore(carry)
-    seconds = 0.0
-    if restored is not None:
-        _, _, num_steps = restored
-        carry, trainer, plan = prepare(num_steps)
-        carry, seconds, _ = restored
-    elif config.seconds is not None:
-        carry, trainer, plan = prepare(training.steps_within(trainer, carry, config.seconds))
-    run.truncate_metrics(int(carry.step))
+    restored = saver.restore(carry) if saver else None
+    is_resumed, carry, seconds, num_steps = cluster.agree_on_arrays(
+        (restored is not None, *(restored or (carry, 0.0, plan.num_steps)))
+    )
+    if not is_resumed and config.seconds is not None:
+        num_steps = training.steps_within(trainer, carry, config.seconds)
+    if num_steps != plan.num_steps:
+        _, trainer, plan = prepare(num_steps)
 
     def save(step: int, carry: training.Carry, seconds: float) -> None:
         saver.save(step, carry, seconds, plan.num_steps)
 
-    if restored is None:
-        report.check_initial_loss(task, carry.params)
-        save(0, carry, 0.0)
-    since = time.perf_counter()
+    if run:
+        run.truncate_metrics(int(carry.step))
+        if not is_resumed:
+            report.check_initial_loss(task, carry.params)
+            save(0, carry, 0.0)
+    carry, since = cluster.replicate(carry), time.perf_counter()
     trainer.advance(carry, 0)  # compiles; every step, the first included, is the plan's
     seconds += time.perf_counter() - since
     print(
@@ -241,8 +249,10 @@ def train(config: Config, task: Task, run: RunDirectory) -> report.Result:
         f"{time.perf_counter() - since:.1f} s of it compiling",
         flush=True,
     )
-    carry, seconds = trainer.run(carry, seconds, run.append_metrics, save)
-    return report.Result(carry.params, plan, seconds, run.read_metrics())
+    carry, seconds = trainer.run(carry, seconds, run.append_metrics if run else None, save)
+    params = cluster.fetch(carry.params)
+    cluster.leave()  # what is left to do is done by one process
+    return report.Result(params, plan, seconds, run.read_metrics() if run else [])
 
 
 def train_baseline(config: Config, task: Task) -> report.Result:
@@ -268,19 +278,19 @@ def train_baseline(config: Config, task: Task) -> report.Result:
     return report.Result(carry.params, plan, seconds, rows)
 
 
-def check_step(config: Config, task: Task) -> None:
+def check_step(config: Config, task: Task, cluster: Cluster) -> None:
     """Traces one step, so that what cannot work is found before a run's folder is made.
 
     Args:
         config: The configuration.
         task: The loss and its data.
+        cluster: The devices to train on.
 
     Raises:
         UserError: If model, directions and batch do not go together.
     """
     key = jax.random.key(0)
-    tx = build_transformation(config, 1, key)
-    batch = jax.tree.map(lambda x: x[:1], task.train)
+    tx = build_transformation(config, 1, key, cluster)
 
     def step(batch: Any) -> Any:
         params = task.module.init(key, batch[0])["params"]
@@ -288,7 +298,7 @@ def check_step(config: Config, task: Task) -> None:
         return tx.update(None, tx.init(params), params, value_fn=value_fn)
 
     try:
-        jax.eval_shape(step, batch)
+        jax.eval_shape(step, jax.tree.map(lambda x: x[:1], task.train))
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"this configuration does not work: {error}") from error
 
@@ -301,25 +311,45 @@ def stored_config(run: RunDirectory) -> Config:
     """
     stored = run.read_config()
     try:
-        config = Config(**stored)
+        config = Config(**{name: value for name, value in stored.items() if name != "where"})
     except (TypeError, ValueError) as error:
         raise UserError(f"{run.path} is a run of another version: {error}") from error
     requested = cli.parse(Config, None, PRESETS, defaults=config)
     free = {"resume", "output", "data_dir", "baseline", "baseline_steps", "baseline_learning_rate"}
-    check_same_config(stored, dataclasses.asdict(requested), ignore=free)
+    check_same_config(stored, dataclasses.asdict(requested), ignore=free | {"where"})
     return requested
 
 
-def main() -> None:
-    """Runs the experiment."""
-    config = cli.parse(Config, None, PRESETS)
-    run = RunDirectory.open_existing(config.resume) if config.resume else None
-    config = stored_config(run) if run else config
+def agree_on_config(config: Config, cluster: Cluster) -> tuple[Config, RunDirectory | None]:
+    """Returns the configuration of process 0, and there the folder of the run to resume.
+
+    Args:
+        config: What the command line of this process says.
+        cluster: The processes.
+    """
+    run, own = None, {"where": config.where}
+    own |= {"data_dir": config.data_dir} if config.data_dir else {}
+    if config.resume and cluster.is_writer:
+        run = RunDirectory.open_existing(config.resume)
+        config = stored_config(run)
+    values = {name: as_tuple(v) for name, v in cluster.agree(dataclasses.asdict(config)).items()}
+    return Config(**values | own), run
+
+
+def run_experiment(config: Config, cluster: Cluster) -> None:
+    """Runs the experiment.
+
+    Args:
+        config: This process's command line.
+        cluster: The processes and devices.
+    """
+    config, run = agree_on_config(config, cluster)
     cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
 
     dataset = load_dataset(config.dataset, config.data_dir)
+    cluster.check_same(vars(dataset.train), f"the training data ({dataset.name} here)")
     if dataset.note:
         print(f"NOTE: {dataset.note}", flush=True)
     # What `auto` and the default pool stand for is stored, so that a resumed run has the same.
@@ -333,25 +363,37 @@ def main() -> None:
         pool=pool,
     )
     task = build_task(module, dataset)
-    check_step(config, task)
-    run = run or RunDirectory.create(config.output, NAME, config.seed, config)
+    check_step(config, task, cluster)
+    if cluster.is_writer and run is None:
+        run = RunDirectory.create(config.output, NAME, config.seed, config)
+    advice = f"continue with python -m experiments.{NAME} --resume {run.path if run else 'RUN_DIR'}"
     print(
         f"{dataset.name}: {len(dataset.train.labels):,} training images; {config.model} with "
         f"{report.count_parameters(task):,} parameters; {config.num_directions} "
         f"{config.directions} directions ({config.stencil}), sigma {config.sigma:g}\n"
-        f"writing {run.path}",
+        f"writing {run.path if run else 'nothing'}",
         flush=True,
     )
     try:
-        result = train(config, task, run)
+        result = train(config, task, run, cluster)
+        if run is None:
+            return
         report.write(config.seed, dataset, task, run, result)
         if config.baseline:
             twin = train_baseline(config, task)
             report.write(config.seed, dataset, task, run, result, twin)
     except KeyboardInterrupt:
-        message = f"continue with python -m experiments.{NAME} --resume {run.path}"
-        raise KeyboardInterrupt(message) from None
+        raise KeyboardInterrupt(advice) from None
+    except jax.errors.JaxRuntimeError as error:
+        raise distributed.describe(error, advice) from error
     print(f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}", flush=True)
+
+
+def main() -> None:
+    """Runs the command line."""
+    config = cli.parse(Config, None, PRESETS)
+    with distributed.session(config.where) as cluster:
+        run_experiment(config, cluster)
 
 
 if __name__ == "__main__":

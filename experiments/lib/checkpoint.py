@@ -42,8 +42,20 @@ class CheckpointStore:
                 preservation_policy=ocp.checkpoint_managers.LatestN(n=keep),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
+                **self._alone(),
             ),
         )
+
+    def _alone(self) -> dict[str, Any]:
+        # Where a run has several processes, one of them opens the store, and waits for no other.
+        if jax.process_count() == 1:
+            return {}
+        rank = jax.process_index()
+        options = self._ocp.options.MultiprocessingOptions(
+            primary_host=rank, active_processes={rank}, barrier_sync_key_prefix="zojax"
+        )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return {"multiprocessing_options": options, "create": False}
 
     def save(self, step: int, tree: PyTree) -> None:
         """Saves a tree of arrays, typed keys and Python numbers; a step saved before is kept.
@@ -53,7 +65,7 @@ class CheckpointStore:
         """
         if step == self.latest():
             return
-        leaves = jax.tree.map(_encode, tree)
+        leaves = jax.tree.map(encode, tree)
         content = {"digest": _digest(leaves), "tree": leaves}
         self._check_free_space(leaves)
         try:
@@ -91,13 +103,13 @@ class CheckpointStore:
         Raises:
             UserError: If the checkpoint is damaged or does not fit `like`.
         """
-        expected = jax.tree.map(_encode, like)
+        expected = jax.tree.map(encode, like)
         target = {"digest": _digest(expected), "tree": expected}
         try:
             content = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
             if not np.array_equal(content["digest"], _digest(content["tree"])):
                 raise ValueError("the stored arrays do not match their digest")
-            return jax.tree.map(_decode, content["tree"], like)
+            return jax.tree.map(decode, content["tree"], like)
         except Exception as error:  # Damage arrives as any of a dozen types.
             raise UserError(
                 f"the checkpoint {self._directory / str(step)} is damaged or of another "
@@ -106,18 +118,19 @@ class CheckpointStore:
             ) from error
 
 
-def _encode(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def encode(leaf: Any) -> np.ndarray:
+    """Turns an array, a typed key or a Python number into an array on the host."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
-def _decode(stored: np.ndarray, like: Any) -> Any:
-    """Turns a stored array into the kind of leaf that `like` is, on the same devices."""
-    expected = _encode(like)
+def decode(stored: np.ndarray, like: Any) -> Any:
+    """Turns what `encode` made into the kind of leaf that `like` is, on the same devices."""
+    expected = encode(like)
     if stored.shape != expected.shape or stored.dtype != expected.dtype:
         raise ValueError(f"found {stored.dtype}{stored.shape} for {expected.dtype}{expected.shape}")
     if not isinstance(like, jax.Array):
         return stored if isinstance(like, np.ndarray) else type(like)(stored.item())
-    if _is_key(like):
+    if is_key(like):
         array = jax.random.wrap_key_data(stored, impl=jax.random.key_impl(like))
     else:
         array = jax.numpy.asarray(stored)
@@ -125,7 +138,8 @@ def _decode(stored: np.ndarray, like: Any) -> Any:
     return jax.device_put(array, like.sharding) if like.committed else array
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Returns whether `leaf` is an array of typed keys."""
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

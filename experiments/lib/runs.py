@@ -77,7 +77,7 @@ class RunDirectory:
         """Returns the stored configuration; lists become tuples, as in a frozen dataclass."""
         try:
             stored = json.loads((self.path / "config.json").read_text())["config"]
-            return {name: _to_tuple(value) for name, value in stored.items()}
+            return {name: as_tuple(value) for name, value in stored.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path / 'config.json'} is damaged") from error
 
@@ -195,5 +195,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _to_tuple(value: Any) -> Any:
-    return tuple(_to_tuple(item) for item in value) if isinstance(value, list) else value
+def as_tuple(value: Any) -> Any:
+    """Turns lists, at any depth, into tuples: JSON has none."""
+    return tuple(as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -11,6 +11,7 @@ import optax
 
 from experiments.lib.checkpoint import CheckpointStore
 from experiments.lib.classifier import Evaluator, Task
+from experiments.lib.cluster import Cluster
 from experiments.lib.errors import UserError
 from experiments.lib.progress import Progress
 from experiments.lib.runs import RunDirectory
@@ -96,7 +97,11 @@ def make_chunk(
 
 
 class Trainer:
-    """Runs a plan: chunks of steps, evaluations, metrics and checkpoints."""
+    """Runs a plan: chunks of steps, evaluations, metrics and checkpoints.
+
+    Attributes:
+        cluster: The devices that train.
+    """
 
     def __init__(
         self,
@@ -105,17 +110,20 @@ class Trainer:
         data_key: jax.Array,
         plan: Plan,
         description: str,
+        cluster: Cluster | None = None,
     ) -> None:
         """Collects the parts.
 
         Args:
-            task: The loss and its data.
+            task: The loss and its data; the training part where the cluster replicates it.
             chunk: From `make_chunk`.
             data_key: Step t draws its batch from `fold_in(data_key, t)`.
             plan: How long to train.
             description: Shown by the progress display.
+            cluster: The devices; None for one.
         """
-        self._task, self._chunk, self._data_key = task, chunk, data_key
+        self._task, self._chunk, self.cluster = task, chunk, cluster or Cluster()
+        self._data_key = self.cluster.replicate(data_key)
         self._plan, self._description = plan, description
         self._evaluator = Evaluator(task.module)
 
@@ -123,13 +131,13 @@ class Trainer:
         self,
         carry: Carry,
         seconds: float,
-        record: Callable[[dict[str, Any]], None],
+        record: Callable[[dict[str, Any]], None] | None,
         save: Callable[[int, Carry, float], None],
     ) -> tuple[Carry, float]:
-        """Trains from `carry` to the end of the plan.
+        """Trains from `carry` to the end of the plan; one process of the cluster reports.
 
         Args:
-            carry: A fresh or a restored state.
+            carry: A fresh or a restored state, replicated by the cluster.
             seconds: Training time spent before.
             record: Receives a row of metrics at every evaluation.
             save: Receives `(step, carry, seconds)` at every evaluation.
@@ -153,7 +161,10 @@ class Trainer:
                         "--learning-rate or change --sigma in a new run"
                     )
                 rate = count / (time.perf_counter() - since)
-                accuracy, loss = self._evaluator.score(carry.params, self._task.validation)
+                local = self.cluster.fetch(carry)
+                if not self.cluster.is_writer:
+                    continue
+                accuracy, loss = self._evaluator.score(local.params, self._task.validation)
                 row = {
                     "step": done,
                     "queries": done * plan.queries_per_step,
@@ -164,7 +175,7 @@ class Trainer:
                     "accuracy": accuracy,
                 }
                 record(row)
-                save(done, carry, row["seconds"])
+                save(done, local, row["seconds"])
                 progress.update(
                     done,
                     loss=loss,
@@ -178,7 +189,7 @@ class Trainer:
     def advance(self, carry: Carry, count: int) -> tuple[Carry, float]:
         """Runs `count` steps; returns the new state and the mean training loss."""
         images, labels = self._task.train
-        num_steps = jnp.asarray(count, jnp.int32)
+        num_steps = self.cluster.replicate(jnp.asarray(count, jnp.int32))
         with jax.transfer_guard("disallow"):  # a hidden copy inside a chunk would be an error
             carry, value = self._chunk(carry, num_steps, images, labels, self._data_key)
         return carry, float(jax.device_get(value))
@@ -192,7 +203,8 @@ def steps_within(trainer: Trainer, carry: Carry, seconds: float) -> int:
         carry: A state, which is not changed.
         seconds: The budget, which the compilation done here already draws on.
     """
-    start = time.perf_counter()
+    cluster, start = trainer.cluster, time.perf_counter()
+    carry = cluster.replicate(carry)
     trainer.advance(carry, 0)
     compilation = time.perf_counter() - start
     count, elapsed = 1, 0.0
@@ -200,11 +212,11 @@ def steps_within(trainer: Trainer, carry: Carry, seconds: float) -> int:
         count *= 4
         since = time.perf_counter()
         trainer.advance(carry, count)
-        elapsed = time.perf_counter() - since
+        elapsed = cluster.agree(time.perf_counter() - since)
     # The schedules of the real plan compile anew.
     left = seconds - (time.perf_counter() - start) - compilation
     # Evaluations, metrics and checkpoints take a share too.
-    return max(1, int(0.95 * left * count / elapsed))
+    return cluster.agree(max(1, int(0.95 * left * count / elapsed)))
 
 
 class Saver:
