@@ -279,7 +279,7 @@ def _zojax(workload: Workload, directions: Any) -> Iterator[Program]:
     """The noise alone, and value and gradient under every execution."""
     pairs, name = workload.spec.pairs, directions.name
     est = zojax.finite_difference(directions=directions, num_directions=pairs, sigma=SIGMA)
-    draw = lambda key, params: est.draw(key, params, 0, pairs, pairs)  # noqa: E731
+    draw = lambda key, params: est.draw(key, params, (), 0, pairs, pairs)  # noqa: E731
     yield Program(f"noise alone, {name}", "noise", draw, (workload.params,), name)
     for execution in _executions(workload):
         run = zojax.value_and_grad(workload.loss_fn, est, execution=execution)

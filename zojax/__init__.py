@@ -3,30 +3,64 @@
 Estimates gradients from function values alone and hands them to optax.
 """
 
-from zojax import testing
+from zojax import projections, testing
+from zojax.diagnostics import Diagnosis, diagnose
 from zojax.directions import (
     coordinate,
     flat_directions,
     gaussian,
+    guided,
+    hadamard,
     laplace,
     low_rank,
     orthogonal,
     rademacher,
     sparse,
     sphere,
+    student_t,
 )
 from zojax.estimation import ask, choose_chunk, estimate, tell, value_and_grad
 from zojax.estimators import (
+    augmented_random_search,
+    control_variate,
     coordinate_difference,
     evolution_strategy,
     finite_difference,
+    pgpe,
+    sparse_coordinate_difference,
     spsa,
+    value_baseline,
 )
 from zojax.execution import chunked, vectorized
-from zojax.shaping import centered_rank, identity, sign_of_difference, standardize
+from zojax.pruning import grasp_ratios
+from zojax.shaping import (
+    centered_rank,
+    identity,
+    leave_one_out,
+    sign_of_difference,
+    standardize,
+    top_directions,
+)
 from zojax.sharding import sharded
 from zojax.stencils import central, forward, one_point
-from zojax.transforms import ZerothOrderState, as_gradient_transformation, mask_optimizer
+from zojax.transforms import (
+    ZerothOrderState,
+    accept_or_reject,
+    admm,
+    as_gradient_transformation,
+    calibrate_spsa,
+    frank_wolfe,
+    gain_schedule,
+    mask_optimizer,
+    minimax,
+    mirror_descent,
+    projected,
+    proximal,
+    scale_by_adamm,
+    spider,
+    svrg,
+    with_estimate,
+)
 from zojax.types import (
     Directions,
     Estimate,
@@ -40,6 +74,7 @@ from zojax.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Directions",
     "Estimate",
     "EstimateInfo",
@@ -48,35 +83,61 @@ __all__ = [
     "Shaping",
     "Stencil",
     "ZerothOrderState",
+    "accept_or_reject",
+    "admm",
     "as_gradient_transformation",
     "ask",
-    "central",
+    "augmented_random_search",
+    "calibrate_spsa",
     "centered_rank",
+    "central",
     "choose_chunk",
     "chunked",
+    "control_variate",
     "coordinate",
     "coordinate_difference",
+    "diagnose",
     "estimate",
     "evolution_strategy",
     "finite_difference",
     "flat_directions",
     "forward",
+    "frank_wolfe",
+    "gain_schedule",
     "gaussian",
+    "grasp_ratios",
+    "guided",
+    "hadamard",
     "identity",
     "laplace",
+    "leave_one_out",
     "low_rank",
     "mask_optimizer",
+    "minimax",
+    "mirror_descent",
     "one_point",
     "orthogonal",
+    "pgpe",
+    "projected",
+    "projections",
+    "proximal",
     "rademacher",
+    "scale_by_adamm",
     "sharded",
     "sign_of_difference",
     "sparse",
-    "spsa",
+    "sparse_coordinate_difference",
     "sphere",
+    "spider",
+    "spsa",
     "standardize",
+    "student_t",
+    "svrg",
     "tell",
     "testing",
+    "top_directions",
     "value_and_grad",
+    "value_baseline",
     "vectorized",
+    "with_estimate",
 ]

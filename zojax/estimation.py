@@ -243,8 +243,8 @@ def _estimate(
 ) -> tuple[Estimate, State, Any]:
     loss = _checked(loss_fn, has_aux)
     evaluations = execution.run(est, loss, params, key, state, args, has_aux)
-    result = _summarise(est, params, evaluations)
-    return result, est.update(state, result), evaluations.aux
+    result = _summarise(est, params, state, evaluations)
+    return result, est.update(state, result, evaluations), evaluations.aux
 
 
 _jitted_estimate = jax.jit(_estimate, static_argnums=(0, 1, 2, 3))
@@ -253,7 +253,7 @@ _jitted_estimate = jax.jit(_estimate, static_argnums=(0, 1, 2, 3))
 @functools.partial(jax.jit, static_argnums=0)
 def _ask(est: Estimator, params: Params, key: PRNGKey, state: State) -> Params:
     n = est.num_directions(params)
-    noises = est.draw(key, params, 0, n, n)
+    noises = est.draw(key, params, state, 0, n, n)
     offsets = jnp.asarray(est.stencil.offsets, jnp.float32)
 
     def along(noise: Any) -> Params:
@@ -276,10 +276,13 @@ def _tell(
     n = est.num_directions(params)
     center, values = (values[0], values[1:]) if est.stencil.has_center else (None, values)
     values = values.reshape(n, -1)
-    weights, valid = est.coefficients(values, center, state)
-    total = est.combine(weights, est.draw(key, params, 0, n, n), params)
-    result = _summarise(est, params, Evaluations(values, center, total, jnp.sum(valid)))
-    return result, est.update(state, result)
+    noises = est.draw(key, params, state, 0, n, n)
+    adjusted = values if est.adjust is None else est.adjust(values, noises, params, state)
+    weights, valid = est.coefficients(adjusted, center, state)
+    total = est.combine(weights, noises, params, state)
+    evaluations = Evaluations(values, center, total, jnp.sum(valid))
+    result = _summarise(est, params, state, evaluations)
+    return result, est.update(state, result, evaluations)
 
 
 def _as_losses(values: chex.Array) -> chex.Array:
@@ -328,7 +331,7 @@ def _check_scalar(value: Any) -> chex.Array:
     return _as_losses(value)
 
 
-def _summarise(est: Estimator, params: Params, evaluations: Evaluations) -> Estimate:
+def _summarise(est: Estimator, params: Params, state: State, evaluations: Evaluations) -> Estimate:
     """Divides the sum over directions and describes the losses it came from."""
     values, center = evaluations.values, evaluations.center
     finite = jnp.isfinite(values)
@@ -349,7 +352,7 @@ def _summarise(est: Estimator, params: Params, evaluations: Evaluations) -> Esti
         loss_std=std,
         signal_to_noise=_signal_to_noise(est, values, center, std),
     )
-    grad = est.finish(evaluations.total, evaluations.num_valid, params)
+    grad = est.finish(evaluations.total, evaluations.num_valid, params, state)
     if center is not None:
         mean = jnp.where(jnp.isfinite(center), center, jnp.nan)
     return Estimate(mean, grad, info)

@@ -39,10 +39,11 @@ class Share(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Evaluated directions with their noise still at hand."""
+    """Evaluated directions with their noise still at hand; `adjusted` are the values to weigh."""
 
     noises: Noise
     values: chex.Array
+    adjusted: chex.Array
 
 
 def run_population(
@@ -81,17 +82,18 @@ def run_population(
     at_point = (lambda p: loss(p)[0]) if has_aux else loss
 
     def draw(start: Any, count: int) -> Noise:
-        return est.draw(key, params, share.start + start, count, alignment)
+        return est.draw(key, params, state, share.start + start, count, alignment)
 
     def evaluate(start: Any, count: int) -> _Chunk:
         noises = draw(start, count)
-        values = _evaluate_points(est, at_point, params, state, noises, count)
-        return _Chunk(noises, share.average(values))
+        values = share.average(_evaluate_points(est, at_point, params, state, noises, count))
+        adjusted = values if est.adjust is None else est.adjust(values, noises, params, state)
+        return _Chunk(noises, values, adjusted)
 
     def one_pass(start: Any, count: int) -> tuple[chex.Array, tuple[Params, chex.Array]]:
         chunk = evaluate(start, count)
-        weights, valid = est.coefficients(chunk.values, center, state)
-        return chunk.values, (est.combine(weights, chunk.noises, params), jnp.sum(valid))
+        weights, valid = est.coefficients(chunk.adjusted, center, state)
+        return chunk.values, (est.combine(weights, chunk.noises, params, state), jnp.sum(valid))
 
     if not est.is_global:
         values, sums = _over_chunks(one_pass, share.length, size)
@@ -100,21 +102,22 @@ def run_population(
 
     keep_noise = keep_noise or size == share.length
 
-    def first_pass(start: Any, count: int) -> tuple[tuple[chex.Array, Noise], tuple[()]]:
+    def first_pass(start: Any, count: int) -> tuple[_Chunk, tuple[()]]:
         chunk = evaluate(start, count)
-        return (chunk.values, chunk.noises if keep_noise else ()), ()
+        return (chunk if keep_noise else chunk._replace(noises=())), ()
 
-    (values, noises), _ = _over_chunks(first_pass, share.length, size)
+    (noises, values, adjusted), _ = _over_chunks(first_pass, share.length, size)
     values = share.gather(values)
-    weights, valid = est.coefficients(values, center, state)
+    adjusted = values if est.adjust is None else share.gather(adjusted)
+    weights, valid = est.coefficients(adjusted, center, state)
     weights = jax.lax.dynamic_slice_in_dim(weights, share.start, share.length)
 
     def second_pass(start: Any, count: int) -> tuple[tuple[()], Params]:
         part = jax.lax.dynamic_slice_in_dim(weights, start, count)
-        return (), est.combine(part, draw(start, count), params)
+        return (), est.combine(part, draw(start, count), params, state)
 
     if keep_noise:
-        total = est.combine(weights, noises, params)
+        total = est.combine(weights, noises, params, state)
     else:
         _, total = _over_chunks(second_pass, share.length, size)
     return Evaluations(values, center, share.add(total), jnp.sum(valid), aux)

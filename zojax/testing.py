@@ -70,7 +70,7 @@ def check_directions(directions: Directions, *, num_replicates: int = 4096) -> N
     params = {"bias": jnp.zeros(2), "kernel": jnp.zeros((3, 4))}
     dimension = trees.size(params)
     fixed = directions.fixed_number
-    n = 4 if fixed is None else fixed(dimension)
+    n = 4 if fixed is None else fixed(params)
 
     def direction(noise: Any) -> chex.Array:
         return trees.ravel(implicit.materialise(directions.perturb(params, noise, 1.0)))

@@ -122,7 +122,7 @@ def resolve_mask(params: Params, mask: Mask | None) -> Params:
     result = jax.tree.map(lambda leaf, m: m and is_float(leaf), params, chosen)
     if not any(jax.tree.leaves(result)):
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        listed = [f"{_path_name(path)} ({jnp.result_type(leaf)})" for path, leaf in leaves[:6]]
+        listed = [f"{path_name(path)} ({jnp.result_type(leaf)})" for path, leaf in leaves[:6]]
         more = ", ..." if len(leaves) > 6 else ""
         reason = "params have no" if mask is None else "mask selects no"
         raise ValueError(
@@ -134,12 +134,12 @@ def resolve_mask(params: Params, mask: Mask | None) -> Params:
 
 def _mask_from_predicate(params: Params, predicate: Callable[[str], bool]) -> Params:
     def choose(path: Any, _: Any) -> bool:
-        return bool(predicate(_path_name(path)))
+        return bool(predicate(path_name(path)))
 
     return jax.tree_util.tree_map_with_path(choose, params)
 
 
-def _path_name(path: Any) -> str:
+def path_name(path: Any) -> str:
     """`"layer/kernel"`; the `.value` that NNX variables end in is left out."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]

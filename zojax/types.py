@@ -59,6 +59,23 @@ class Estimate(NamedTuple):
     info: EstimateInfo
 
 
+class Adaptation(NamedTuple):
+    """How a distribution follows the run. Its state is carried by the estimator.
+
+    Attributes:
+      init: `(params) -> state`.
+      bind: `(state) -> Directions`, the distribution of this step.
+      update: `(state, grad) -> state` after a step, `grad` being its estimate.
+      guide: `(state, surrogate) -> state` before a step, where a surrogate gradient (a pytree like
+        `params`) informs the distribution; None if it takes none.
+    """
+
+    init: Callable[[Params], State]
+    bind: Callable[[State], "Directions"]
+    update: Callable[[State, Params], State]
+    guide: Callable[[State, Params], State] | None = None
+
+
 class Directions(NamedTuple):
     """A distribution of random directions eps with score s(eps): E[s] = 0, E[s eps^T] = M.
 
@@ -76,10 +93,14 @@ class Directions(NamedTuple):
         is structured.
       block_size: `(dimension, num_directions) -> size` for directions that are drawn jointly;
         None for independent ones. Raises ValueError for a block too large to hold.
-      fixed_number: `(dimension) -> n` where the distribution is a finite set that is walked
+      fixed_number: `(params) -> n` where the distribution is a finite set that is walked
         through completely (all coordinates); such an estimate is a sum over the set, so a
         failed direction leaves a zero instead of a smaller sample.
       moment: `(params) -> M`, the (d, d) matrix E[s eps^T]; None means the identity.
+      linear_error: `(params, num_directions) -> E|estimate - g|^2 / |g|^2` of a difference stencil
+        on a linear loss with gradient g; None if it is not known.
+      adaptation: how the distribution changes from step to step; None if it does not. `draw`,
+        `perturb` and `combine` are then those of the first step.
     """
 
     name: str
@@ -87,8 +108,10 @@ class Directions(NamedTuple):
     perturb: Callable[[Params, Noise, Any], Params]
     combine: Callable[[chex.Array, Noise, Params], Params]
     block_size: Callable[[int, int], int] | None = None
-    fixed_number: Callable[[int], int] | None = None
+    fixed_number: Callable[[Params], int] | None = None
     moment: Callable[[Params], chex.Array] | None = None
+    linear_error: Callable[[Params, int], float] | None = None
+    adaptation: Adaptation | None = None
 
 
 class Stencil(NamedTuple):
@@ -131,6 +154,9 @@ class Shaping(NamedTuple):
         applied chunk by chunk, in one pass.
       needs_difference: True if it makes no sense without a difference (`one_point`).
       preserves_scale: True if the result is still an estimate of the gradient itself.
+      efficiency: squared correlation of the coefficients with the directional derivatives where
+        these are normal, as on a linear loss in many dimensions: 1 if nothing is lost, None if it
+        is not known.
     """
 
     name: str
@@ -139,6 +165,7 @@ class Shaping(NamedTuple):
     is_global: bool
     needs_difference: bool = False
     preserves_scale: bool = False
+    efficiency: float | None = None
 
 
 class Estimator(NamedTuple):
@@ -156,14 +183,21 @@ class Estimator(NamedTuple):
       init: `params -> state`.
       num_directions: `params -> n`.
       num_queries: `params -> int`, exact.
-      draw: `(key, params, start, count, alignment) -> noises` of directions start ...
+      draw: `(key, params, state, start, count, alignment) -> noises` of directions start ...
         start+count-1, stacked on axis 0; `count` is static, `start` may be traced and is then
         a multiple of `alignment`.
       point: `(params, state, noise, offset) -> params` for one direction.
-      coefficients: `(values (m, k), center, state) -> (coefficients (m,), valid (m,))`.
-      combine: `(coefficients (m,), noises, params) -> sum`, to be added up over chunks.
-      finish: `(total, num_valid, params) -> grad`, the mean in the parameters' dtypes.
-      update: `(state, estimate) -> state` after a step.
+      coefficients: `(values (m, k), center, state) -> (coefficients (m, ...), valid (m,))`.
+      combine: `(coefficients, noises, params, state) -> sum`, to be added up over chunks.
+      finish: `(total, num_valid, params, state) -> grad`, the mean in the parameters' dtypes.
+      update: `(state, estimate, evaluations) -> state` after a step.
+      adjust: `(values (m, k), noises, params, state) -> values`, what `coefficients` gets instead
+        of the losses themselves; None for the losses.
+      guide: `(state, surrogate) -> state` before a step, for estimators that a surrogate gradient
+        can inform; None for the others.
+      linear_error: `params -> E|estimate - g|^2 / |g|^2` on a linear loss with gradient g; if the
+        scale is not preserved, of an estimate with the same cosine to g; None if not known.
+      sigma: `state -> smoothing radius` of this step; None if there is no single one.
     """
 
     name: str
@@ -174,12 +208,16 @@ class Estimator(NamedTuple):
     init: Callable[[Params], State]
     num_directions: Callable[[Params], int]
     num_queries: Callable[[Params], int]
-    draw: Callable[[PRNGKey, Params, Any, int, int], Noise]
+    draw: Callable[[PRNGKey, Params, State, Any, int, int], Noise]
     point: Callable[[Params, State, Noise, Any], Params]
     coefficients: Callable[..., tuple[chex.Array, chex.Array]]
-    combine: Callable[[chex.Array, Noise, Params], Params]
-    finish: Callable[[Params, chex.Array, Params], Params]
-    update: Callable[[State, Estimate], State]
+    combine: Callable[[chex.Array, Noise, Params, State], Any]
+    finish: Callable[[Any, chex.Array, Params, State], Params]
+    update: Callable[[State, Estimate, "Evaluations"], State]
+    adjust: Callable[[chex.Array, Noise, Params, State], chex.Array] | None = None
+    guide: Callable[[State, Params], State] | None = None
+    linear_error: Callable[[Params], float] | None = None
+    sigma: Callable[[State], Any] | None = None
 
 
 class Evaluations(NamedTuple):
@@ -188,14 +226,15 @@ class Evaluations(NamedTuple):
     Attributes:
       values: (n, k) losses at the perturbed points.
       center: () loss at the parameters, or None if the stencil has no centre.
-      total: sum over directions of coefficient times score, before division by n.
+      total: sum over directions of coefficient times score, before division by n; what the
+        estimator's `combine` returns.
       num_valid: () how many directions entered the sum.
       aux: auxiliary output of the centre, or None.
     """
 
     values: chex.Array
     center: chex.Array | None
-    total: Params
+    total: Any
     num_valid: chex.Array
     aux: Any = None
 

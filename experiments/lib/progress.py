@@ -56,6 +56,7 @@ class Progress:
         accuracy: float | None = None,
         queries_per_second: float | None = None,
         images_per_second: float | None = None,
+        signal_to_noise: float | None = None,
     ) -> None:
         """Reports the state of the run.
 
@@ -65,6 +66,7 @@ class Progress:
             accuracy: The latest validation accuracy, a fraction between 0 and 1.
             queries_per_second: Loss evaluations per second.
             images_per_second: Sample-forwards per second; only the plain lines have room for it.
+            signal_to_noise: Of the latest estimate's loss differences; below 10 they are rounding.
         """
         parts = []
         if loss is not None:
@@ -73,6 +75,8 @@ class Progress:
             parts.append(f"val acc {accuracy:.1%}".replace("%", " %"))
         if queries_per_second is not None:
             parts.append(f"{_short(queries_per_second)} queries/s")
+        if signal_to_noise is not None:
+            parts.append(f"snr {_short(signal_to_noise)}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=completed, status=" ".join(parts))
             return

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import zojax
 from experiments.lib.checkpoint import CheckpointStore
 from experiments.lib.classifier import Evaluator, Task
 from experiments.lib.cluster import Cluster
@@ -96,6 +97,13 @@ def make_chunk(
     return chunk
 
 
+def _signal_to_noise(carry: Carry) -> float | None:
+    """Of the last step's estimate; None where there is no estimator."""
+    state = carry.opt_state[0]
+    is_estimate = isinstance(state, zojax.ZerothOrderState)
+    return float(state.info.signal_to_noise) if is_estimate else None
+
+
 class Trainer:
     """Runs a plan: chunks of steps, evaluations, metrics and checkpoints.
 
@@ -174,6 +182,9 @@ class Trainer:
                     "loss": loss,
                     "accuracy": accuracy,
                 }
+                snr = _signal_to_noise(local)
+                if snr is not None:
+                    row["signal_to_noise"] = snr
                 record(row)
                 save(done, local, row["seconds"])
                 progress.update(
@@ -182,6 +193,7 @@ class Trainer:
                     accuracy=accuracy,
                     queries_per_second=rate * plan.queries_per_step,
                     images_per_second=rate * plan.forwards_per_step,
+                    signal_to_noise=snr,
                 )
                 since = time.perf_counter()
         return carry, time.perf_counter() - start

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from scipy.special import beta, k1
+from scipy.stats import t
 
 import zojax
 
@@ -38,6 +39,21 @@ def _ball(x, sigma, d):
     radius = sigma * np.sqrt(d)
     inside = np.maximum(1 - (x / radius) ** 2, 0)
     return inside ** ((d - 1) / 2) / (radius * beta((d + 1) / 2, 0.5))
+
+
+def _student_t(df):
+    """The marginal density of one coordinate."""
+    spread = ((df - 2) / df) ** 0.5
+    return lambda x, sigma, d: t.pdf(x / (sigma * spread), df) / (sigma * spread)
+
+
+def _student_t_error(df):
+    return lambda d, n: ((d + df) * (d + 2) / (d + df + 2) - 1) / n
+
+
+def _hadamard_error(d, n):
+    padded = 2 ** (d - 1).bit_length()
+    return (d - 1) / n * (padded - n) / (padded - 1)
 
 
 def _uniform(stretch):
@@ -85,6 +101,11 @@ DIRECTIONS = {
     "sparse": DirectionsCase(
         lambda: zojax.sparse(0.25), lambda d: 4, _uniform(lambda d: 2), lambda d, n: (d + 2) / n
     ),
+    "hadamard": DirectionsCase(zojax.hadamard, lambda d: 1, _uniform(lambda d: 1), _hadamard_error),
+    "student_t": DirectionsCase(
+        lambda: zojax.student_t(6), lambda d: 3, _student_t(6), _student_t_error(6)
+    ),
+    "guided": DirectionsCase(zojax.guided, lambda d: 3, _normal, lambda d, n: (d + 1) / n),
     "low_rank": DirectionsCase(zojax.low_rank, lambda d: 3, _normal, None, 9, _outer_product),
     "low_rank(3)": DirectionsCase(lambda: zojax.low_rank(3), lambda d: 3, None, None, 5),
     "low_rank(1, rademacher)": DirectionsCase(
@@ -106,6 +127,7 @@ STENCILS = {
 
 SHAPINGS = {
     "identity": zojax.identity,
+    "leave_one_out": zojax.leave_one_out,
     "standardize": zojax.standardize,
     "centered_rank": zojax.centered_rank,
     "sign_of_difference": zojax.sign_of_difference,
@@ -147,7 +169,23 @@ def _finite_difference(stencil="central", shaping="identity", directions="gaussi
 ESTIMATORS = {
     "evolution_strategy": lambda: zojax.evolution_strategy(num_directions=NUM_DIRECTIONS),
     "spsa": lambda: zojax.spsa(num_directions=NUM_DIRECTIONS),
+    "augmented_random_search": lambda: zojax.augmented_random_search(
+        num_directions=NUM_DIRECTIONS, num_top=3
+    ),
+    "pgpe": lambda: zojax.pgpe(num_directions=NUM_DIRECTIONS),
+    "pgpe(centered_rank)": lambda: zojax.pgpe(
+        num_directions=NUM_DIRECTIONS, shaping=zojax.centered_rank
+    ),
+    "value_baseline": lambda: zojax.value_baseline(_finite_difference("one_point")(), 10.0),
+    "control_variate": lambda: zojax.control_variate(_finite_difference()()),
+    "control_variate(forward)": lambda: zojax.control_variate(_finite_difference("forward")()),
     "coordinate_difference": lambda: zojax.coordinate_difference(sigma=0.1),
+    "coordinate_difference(num_coordinates=5)": lambda: zojax.coordinate_difference(
+        sigma=0.1, num_coordinates=5
+    ),
+    "sparse_coordinate_difference": lambda: zojax.sparse_coordinate_difference(
+        1.0, key=jax.random.key(7), sigma=0.1
+    ),
     "coordinate_difference(forward)": lambda: zojax.coordinate_difference(
         sigma=0.1, stencil=zojax.forward
     ),

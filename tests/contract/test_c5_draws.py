@@ -38,7 +38,7 @@ def test_c5_same_shaped_leaves_get_independent_noise(name):
     def one(key):
         noise = directions.draw(key, *arguments(directions))
         if directions.block_size is not None:
-            noise = noise[0]
+            noise = jax.tree.map(lambda x: x[0], noise)
         moved = implicit.materialise(directions.perturb(TWINS, noise, 1.0))
         moved = trees.ravel(moved).reshape(4, 12)
         return jnp.stack([jnp.sum(moved[i] * moved[j]) for i in range(4) for j in range(i)])

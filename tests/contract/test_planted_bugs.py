@@ -117,7 +117,7 @@ def halved(coefficients):
 
 
 def local_index(draw):
-    return lambda key, params, start, count, alignment: draw(key, params, 0, count, alignment)
+    return lambda key, params, state, start, *rest: draw(key, params, state, 0, *rest)
 
 
 def one_too_many(num_queries):

@@ -167,7 +167,7 @@ def test_models_give_the_losses_of_materialised_weights(name, rank, reports):
 
     @jax.jit
     def losses(params):
-        noises = est.draw(KEY, params, 0, 3, 3)
+        noises = est.draw(KEY, params, (), 0, 3, 3)
 
         def both(noise):
             point = est.point(params, (), noise, 1.0)

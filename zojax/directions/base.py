@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zojax import trees
 from zojax.keys import noise_key
-from zojax.types import Directions, Noise, Params, PRNGKey
+from zojax.types import Adaptation, Directions, Noise, Params, PRNGKey
 
 
 def flat_directions(
@@ -18,6 +18,7 @@ def flat_directions(
     draw: Callable[..., chex.Array],
     score: Callable[[chex.Array], chex.Array] = lambda noise: noise,
     block_size: Callable[[int, int], int] | None = None,
+    linear_error: Callable[[int, int], float] | None = None,
 ) -> Directions:
     """Builds a distribution whose direction is one flat vector, cut into the leaves.
 
@@ -38,6 +39,8 @@ def flat_directions(
         p the choice s = -grad log p makes the estimate the exact gradient of the loss smoothed
         by p.
       block_size: see `Directions`.
+      linear_error: `(dimension, num_directions) -> relative mean squared error` on a linear loss;
+        None if it is not known.
 
     Returns:
       The distribution.
@@ -54,7 +57,92 @@ def flat_directions(
         total = jnp.matmul(weights, score(noises), precision="highest")
         return trees.split(total, params)
 
-    return Directions(name, draw_noise, perturb, combine, block_size)
+    law = None if linear_error is None else over_dimension(linear_error)
+    return Directions(name, draw_noise, perturb, combine, block_size, linear_error=law)
+
+
+def over_dimension(
+    linear_error: Callable[[int, int], float],
+) -> Callable[[Params, int], float]:
+    """Turns a law in the dimension into one in the parameters, as `Directions` wants it.
+
+    Args:
+      linear_error: `(dimension, num_directions) -> relative mean squared error`.
+    """
+    return lambda params, n: linear_error(trees.size(params), n)
+
+
+def block_error(dimension: int, num_directions: int, block: int, overlap: float = 0.0) -> float:
+    """Relative mean squared error on a linear loss of directions of length sqrt(d) in blocks.
+
+    Blocks are independent; the last one is cut where they do not divide the directions.
+
+    Args:
+      dimension: d.
+      num_directions: n.
+      block: directions per block.
+      overlap: E[(e_i . g)(e_j . g)(e_i . e_j)] / |g|^2 for two directions of one block: 0 where
+        they are orthogonal, 1 where they are independent.
+    """
+    num_full, rest = divmod(num_directions, block)
+    pairs = num_full * block**2 + rest**2  # of directions in the same block, each with itself too
+    second_moment = dimension * num_directions + overlap * (pairs - num_directions)
+    return (second_moment - pairs) / num_directions**2
+
+
+def adaptive_directions(
+    name: str,
+    adaptation: Adaptation,
+    block_size: Callable[[int, int], int] | None = None,
+    fixed_number: Callable[[Params], int] | None = None,
+) -> Directions:
+    """Builds a distribution that changes from step to step.
+
+    Args:
+      name: for messages and tables.
+      adaptation: how it changes.
+      block_size: see `Directions`; the same at every step.
+      fixed_number: see `Directions`; the same at every step.
+
+    Returns:
+      The distribution; its own `draw`, `perturb` and `combine` are those of the first step.
+    """
+
+    def first(params: Params) -> Directions:
+        return adaptation.bind(adaptation.init(params))
+
+    def moment(params: Params) -> chex.Array:
+        known = first(params).moment
+        return jnp.eye(trees.size(params)) if known is None else known(params)
+
+    return Directions(
+        name,
+        draw=lambda key, params, *block: first(params).draw(key, params, *block),
+        perturb=lambda params, noise, scale: first(params).perturb(params, noise, scale),
+        combine=lambda weights, noises, params: first(params).combine(weights, noises, params),
+        block_size=block_size,
+        fixed_number=fixed_number,
+        moment=moment,
+        adaptation=adaptation,
+    )
+
+
+def unpack_signs(words: chex.Array, dimension: int) -> chex.Array:
+    """Turns random words into signs.
+
+    Args:
+      words: shape (..., ceil(dimension / 32)), uint32.
+      dimension: how many signs.
+
+    Returns:
+      (..., dimension), float32.
+    """
+    words = jnp.broadcast_to(words[..., None], (*words.shape, 32))
+    positions = jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
+    bits = (words >> positions) & jnp.uint32(1)
+    bits = bits.reshape(*words.shape[:-2], -1)[..., :dimension]
+    # The barrier keeps XLA from unpacking again for every activation that a sign touches.
+    return jax.lax.optimization_barrier(2 * bits.astype(jnp.float32) - 1)
 
 
 def draw_range(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax import trees
+from zojax.directions.base import block_error, over_dimension
 from zojax.types import Directions, Noise, Params, PRNGKey
 
 
@@ -22,7 +23,8 @@ def coordinate() -> Directions:
         # Beyond d: the same axes with the other sign, so that E[s] = 0.
         return jax.random.randint(key, (), 0, 2 * trees.size(params))
 
-    return _axis_directions("coordinate", draw, step=lambda d: d**0.5, score=lambda d: d**0.5)
+    axes = axis_directions("coordinate", draw, step=lambda d: d**0.5, score=lambda d: d**0.5)
+    return axes._replace(linear_error=over_dimension(lambda d, n: (d - 1) / n))
 
 
 def all_coordinates() -> Directions:
@@ -37,14 +39,41 @@ def all_coordinates() -> Directions:
         del key, params
         return jnp.arange(block)
 
-    axes = _axis_directions("all_coordinates", draw, step=lambda d: 1.0, score=float)
+    axes = axis_directions("all_coordinates", draw, step=lambda d: 1.0, score=float)
     return axes._replace(
-        block_size=lambda dimension, _: dimension, fixed_number=lambda dimension: dimension
+        block_size=lambda dimension, _: dimension,
+        fixed_number=trees.size,
+        linear_error=lambda params, n: 0.0,
     )
 
 
-def _axis_directions(name: str, draw: Any, step: Any, score: Any) -> Directions:
-    """Noise i < d is the axis e_i, noise d + i its opposite."""
+def random_coordinates() -> Directions:
+    """Coordinate directions e_i, a block of n at most d without replacement; steps exactly sigma.
+
+    The score d e_i makes the estimate unbiased on a linear loss, with relative mean squared error
+    d / n - 1; bias against grad f is O(sigma^2) for a central stencil. Not centred: for stencils
+    that take a difference.
+    """
+
+    def draw(key: PRNGKey, params: Params, block: int) -> Noise:
+        return jax.random.permutation(key, trees.size(params))[:block]
+
+    axes = axis_directions("random_coordinates", draw, step=lambda d: 1.0, score=float)
+    return axes._replace(
+        block_size=lambda dimension, n: min(n, dimension),
+        linear_error=over_dimension(lambda d, n: block_error(d, n, min(n, d))),
+    )
+
+
+def axis_directions(name: str, draw: Any, step: Any, score: Any) -> Directions:
+    """Builds a distribution over axes: noise i < d is the axis e_i, noise d + i its opposite.
+
+    Args:
+      name: for messages and tables.
+      draw: as in `Directions`, returns such integers.
+      step: d -> length of a step along the axis, in units of sigma.
+      score: d -> length of the score.
+    """
 
     def sign(noise: chex.Array, dimension: int) -> chex.Array:
         return jnp.where(noise < dimension, 1.0, -1.0).astype(jnp.float32)

@@ -21,4 +21,4 @@ def gaussian() -> Directions:
     def draw(key: PRNGKey, dimension: int) -> chex.Array:
         return jax.random.normal(key, (dimension,), dtype="float32")
 
-    return flat_directions("gaussian", draw)
+    return flat_directions("gaussian", draw, linear_error=lambda d, n: (d + 1) / n)

@@ -21,4 +21,9 @@ def laplace() -> Directions:
     def draw(key: PRNGKey, dimension: int) -> chex.Array:
         return scale * jax.random.laplace(key, (dimension,), dtype="float32")
 
-    return flat_directions("laplace", draw, score=lambda noise: jnp.sign(noise) / scale)
+    return flat_directions(
+        "laplace",
+        draw,
+        score=lambda noise: jnp.sign(noise) / scale,
+        linear_error=lambda d, n: (2 * d - 1) / n,
+    )

@@ -70,7 +70,30 @@ def low_rank(rank: int = 1, factors: Literal["gaussian", "rademacher"] = "gaussi
         return jax.tree.unflatten(treedef, sums)
 
     name = f"low_rank({rank})" if factors == "gaussian" else f"low_rank({rank}, {factors})"
-    return Directions(name, draw, perturb, combine)
+    return Directions(
+        name,
+        draw,
+        perturb,
+        combine,
+        linear_error=lambda params, n: _linear_error(params, n, rank, factors),
+    )
+
+
+def _linear_error(params: Params, num_directions: int, rank: int, factors: str) -> float:
+    """The law of every leaf, weighed by how much of the squared gradient it holds.
+
+    That is not known before there is a gradient: coordinates are taken to share it evenly, which
+    is exact for a single leaf.
+    """
+    dimension, excess = trees.size(params), 0.0
+    for leaf in jax.tree.leaves(params):
+        shapes = _factor_shapes(leaf.shape, rank)
+        if factors == "rademacher":
+            over = 2 - 2 / rank if len(shapes) == 2 else 0.0
+        else:
+            over = 2 + 2 * (shapes[0][0] + shapes[1][0] + 1) / rank if len(shapes) == 2 else 2.0
+        excess += over * leaf.size / dimension
+    return (dimension - 1 + excess) / num_directions
 
 
 def _factor_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], ...]:

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from zojax.directions.base import flat_directions
+from zojax.directions.base import block_error, flat_directions
 from zojax.errors import check_at_least
 from zojax.types import Directions, PRNGKey
 
@@ -56,4 +56,9 @@ def orthogonal(block_size: int | None = None) -> Directions:
         # The sign convention of QR is undone: the block is then Haar distributed.
         return (q * jnp.sign(jnp.diagonal(r))[None, :]).T * jnp.sqrt(jnp.float32(dimension))
 
-    return flat_directions("orthogonal", draw, block_size=size)
+    return flat_directions(
+        "orthogonal",
+        draw,
+        block_size=size,
+        linear_error=lambda d, n: block_error(d, n, size(d, n)),
+    )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax import trees
+from zojax.directions.base import over_dimension, unpack_signs
 from zojax.types import Directions, Noise, Params, PRNGKey
 
 
@@ -23,29 +24,20 @@ def rademacher() -> Directions:
 
     Source: Spall 1992 (IEEE Trans. Autom. Control 37(3)).
     """
-    return Directions("rademacher", _draw, _perturb, _combine)
+    law = over_dimension(lambda d, n: (d - 1) / n)
+    return Directions("rademacher", _draw, _perturb, _combine, linear_error=law)
 
 
 def _draw(key: PRNGKey, params: Params) -> Noise:
     return jax.random.bits(key, (-(-trees.size(params) // 32),), dtype="uint32")
 
 
-def _unpack(words: chex.Array, dimension: int) -> chex.Array:
-    """Turns (..., ceil(d / 32)) words into (..., d) float32 signs."""
-    words = jnp.broadcast_to(words[..., None], (*words.shape, 32))
-    positions = jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
-    bits = (words >> positions) & jnp.uint32(1)
-    bits = bits.reshape(*words.shape[:-2], -1)[..., :dimension]
-    # The barrier keeps XLA from unpacking again for every activation that a sign touches.
-    return jax.lax.optimization_barrier(2 * bits.astype(jnp.float32) - 1)
-
-
 def _perturb(params: Params, noise: Noise, scale: Any) -> Params:
-    signs = trees.split(_unpack(noise, trees.size(params)), params)
+    signs = trees.split(unpack_signs(noise, trees.size(params)), params)
     return trees.add_scaled(params, signs, scale)
 
 
 def _combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
-    signs = _unpack(noises, trees.size(params))
+    signs = unpack_signs(noises, trees.size(params))
     total = jnp.matmul(coefficients.astype(jnp.float32), signs, precision="highest")
     return trees.split(total, params)

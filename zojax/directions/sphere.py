@@ -23,4 +23,4 @@ def sphere() -> Directions:
         normal = jax.random.normal(key, (dimension,), dtype="float32")
         return normal * (jnp.sqrt(jnp.float32(dimension)) / jnp.linalg.norm(normal))
 
-    return flat_directions("sphere", draw)
+    return flat_directions("sphere", draw, linear_error=lambda d, n: (d - 1) / n)

@@ -16,6 +16,7 @@ from zojax.types import (
     Directions,
     Estimate,
     Estimator,
+    Evaluations,
     Noise,
     Params,
     PRNGKey,
@@ -26,13 +27,15 @@ from zojax.types import (
 
 
 class FiniteDifferenceState(NamedTuple):
-    """State of an estimator whose sigma follows a schedule.
+    """State of an estimator whose sigma follows a schedule or whose directions adapt.
 
     Attributes:
       count: steps taken, int32 of shape ().
+      directions: state of the directions' `Adaptation`, () if they have none.
     """
 
     count: chex.Array
+    directions: State = ()
 
 
 def finite_difference(
@@ -78,35 +81,49 @@ def finite_difference(
     """
     check_positive("sigma", sigma)
     _check_parts(directions, stencil, shaping, num_directions)
+    adaptation = directions.adaptation
+    is_stateful = callable(sigma) or adaptation is not None
 
     def count_directions(params: Params) -> int:
         selected, _ = trees.partition(params, mask)
         if num_directions is not None:
             return num_directions
-        return directions.fixed_number(trees.size(selected))  # type: ignore[misc]
+        return directions.fixed_number(selected)  # type: ignore[misc]
 
     def count_queries(params: Params) -> int:
         return count_directions(params) * len(stencil.offsets) + stencil.has_center
 
     def init(params: Params) -> State:
         trees.resolve_mask(params, mask)
-        return FiniteDifferenceState(jnp.zeros((), jnp.int32)) if callable(sigma) else ()
+        if not is_stateful:
+            return ()
+        selected, _ = trees.partition(params, mask)
+        adapted = () if adaptation is None else adaptation.init(selected)
+        return FiniteDifferenceState(jnp.zeros((), jnp.int32), adapted)
 
-    def current_sigma(state: State) -> Any:
-        if not callable(sigma):
-            return sigma
+    def check_state(state: State) -> FiniteDifferenceState:
         if not isinstance(state, FiniteDifferenceState):
             raise ValueError(f"state must be est.init(params) or its successor, got {state!r}")
-        return sigma(state.count)
+        return state
 
-    def draw(key: PRNGKey, params: Params, start: Any, count: int, alignment: int) -> Noise:
+    def current_directions(state: State) -> Directions:
+        if adaptation is None:
+            return directions
+        return adaptation.bind(check_state(state).directions)
+
+    def current_sigma(state: State) -> Any:
+        return sigma(check_state(state).count) if callable(sigma) else sigma
+
+    def draw(
+        key: PRNGKey, params: Params, state: State, start: Any, count: int, alignment: int
+    ) -> Noise:
         selected, _ = trees.partition(params, mask)
         n = count_directions(params)
-        return draw_range(directions, key, selected, start, count, n, alignment)
+        return draw_range(current_directions(state), key, selected, start, count, n, alignment)
 
     def point(params: Params, state: State, noise: Noise, offset: Any) -> Params:
         selected, rest = trees.partition(params, mask)
-        moved = directions.perturb(selected, noise, offset * current_sigma(state))
+        moved = current_directions(state).perturb(selected, noise, offset * current_sigma(state))
         return trees.merge(moved, rest)
 
     def coefficients(
@@ -114,11 +131,12 @@ def finite_difference(
     ) -> tuple[chex.Array, chex.Array]:
         return _coefficients(stencil, shaping, current_sigma(state), values, center)
 
-    def combine(weights: chex.Array, noises: Noise, params: Params) -> Params:
+    def combine(weights: chex.Array, noises: Noise, params: Params, state: State) -> Params:
         selected, _ = trees.partition(params, mask)
-        return directions.combine(weights, noises, selected)
+        return current_directions(state).combine(weights, noises, selected)
 
-    def finish(total: Params, num_valid: chex.Array, params: Params) -> Params:
+    def finish(total: Params, num_valid: chex.Array, params: Params, state: State) -> Params:
+        del state
         selected, rest = trees.partition(params, mask)
         if directions.fixed_number is not None:
             num_valid = jnp.asarray(count_directions(params))
@@ -126,15 +144,40 @@ def finite_difference(
         grad = jax.tree.map(lambda x, leaf: _cast(x * scale, leaf.dtype), total, selected)
         return trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
 
-    def update(state: State, estimate: Estimate) -> State:
-        del estimate
-        return FiniteDifferenceState(state.count + 1) if callable(sigma) else state
+    def update(state: State, estimate: Estimate, evaluations: Evaluations) -> State:
+        del evaluations
+        if not is_stateful:
+            return state
+        adapted = state.directions
+        if adaptation is not None:
+            adapted = adaptation.update(adapted, trees.partition(estimate.grad, mask)[0])
+        return FiniteDifferenceState(state.count + 1, adapted)
+
+    def linear_error(params: Params) -> float:
+        selected, _ = trees.partition(params, mask)
+        n = count_directions(params)
+        error = directions.linear_error(selected, n)  # type: ignore[misc]
+        # What of a coefficient does not follow the derivative is noise along its direction; of a
+        # single direction it is nothing but scale.
+        size = max(error + 1 / n, trees.size(selected) / n)
+        lost = 1 / shaping.efficiency - 1  # type: ignore[operator]
+        return error + size * lost * (1 - 1 / n)
+
+    # Without a difference the error depends on the loss itself.
+    has_law = stencil.is_difference and directions.linear_error and shaping.efficiency
+
+    to_guide = None if adaptation is None else adaptation.guide
+
+    def guide(state: State, surrogate: Params) -> State:
+        selected, _ = trees.partition(surrogate, mask)
+        guided = to_guide(state.directions, selected)  # type: ignore[misc]
+        return state._replace(directions=guided)
 
     return Estimator(
         name=f"{directions.name}/{stencil.name}/{shaping.name}",
         stencil=stencil,
         is_global=shaping.is_global,
-        is_stateful=callable(sigma),
+        is_stateful=is_stateful,
         preserves_scale=shaping.preserves_scale,
         init=init,
         num_directions=count_directions,
@@ -145,6 +188,9 @@ def finite_difference(
         combine=combine,
         finish=finish,
         update=update,
+        guide=None if to_guide is None else guide,
+        linear_error=linear_error if has_law else None,
+        sigma=current_sigma,
     )
 
 

@@ -42,8 +42,8 @@ def as_gradient_transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an estimator the source of gradients of an optax chain.
 
-    It comes first and ignores incoming updates (pass None); the loss is the extra argument
-    `value_fn`:
+    It comes first and ignores incoming updates (pass None), unless the estimator takes a surrogate
+    gradient as a guide (`zojax.guided`); the loss is the extra argument `value_fn`:
 
     >>> import jax, jax.numpy as jnp, optax, zojax
     >>> est = zojax.finite_difference(num_directions=8, sigma=0.1)
@@ -94,7 +94,7 @@ def as_gradient_transformation(
         value_fn: Callable[[Params], Any] | None = None,
         **extra_args: Any,
     ) -> tuple[Params, ZerothOrderState]:
-        del updates, extra_args
+        del extra_args
         if params is None:
             raise ValueError("params must be passed: tx.update(None, state, params, value_fn=...)")
         if value_fn is None:
@@ -102,12 +102,15 @@ def as_gradient_transformation(
                 "value_fn must be passed, a function params -> loss: "
                 "tx.update(None, state, params, value_fn=lambda p: loss_fn(p, *batch))"
             )
+        estimator_state = state.estimator_state
+        if est.guide is not None and updates is not None:
+            estimator_state = est.guide(estimator_state, updates)
         result, estimator_state = estimate(
             est,
             value_fn,
             params,
             jax.random.fold_in(state.key, state.count),
-            state.estimator_state,
+            estimator_state,
             execution=execution,
         )
         return result.grad, ZerothOrderState(
