@@ -4,6 +4,7 @@ Bad *numbers* that appear while running (a non-finite loss) are data, not errors
 `zojax.types.EstimateInfo`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +40,22 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a single number > 0, got {value!r}")
     if not np.isfinite(number) or number <= 0:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_that(name: str, value: Any, allowed: str, holds: Callable[[Any], Any]) -> None:
+    """Raises unless a known value lies where it should; traced values pass.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      allowed: what it must be, for the message, e.g. "in [0, 1)".
+      holds: `value -> bool`.
+
+    Raises:
+      ValueError: if `holds(value)` is False.
+    """
+    if not is_traced(value) and not holds(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_at_least(name: str, value: Any, lowest: int) -> None:

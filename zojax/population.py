@@ -156,7 +156,7 @@ def _over_chunks(body: Callable[[Any, int], tuple[Any, Any]], n: int, size: int)
     if size == n:
         return body(0, n)
     num_full, remainder = divmod(n, size)
-    zero = jax.tree.map(_zeros, jax.eval_shape(lambda: body(0, size))[1])
+    zero = jax.tree.map(zeros_like, jax.eval_shape(lambda: body(0, size))[1])
 
     def step(total: Any, index: chex.Array) -> tuple[Any, Any]:
         rows, summand = body(index * size, size)
@@ -171,8 +171,12 @@ def _over_chunks(body: Callable[[Any, int], tuple[Any, Any]], n: int, size: int)
     return rows, total
 
 
-def _zeros(like: jax.ShapeDtypeStruct) -> chex.Array:
-    """Zeros that vary over the same axes of the caller's `shard_map` as `like`: a scan insists."""
+def zeros_like(like: jax.ShapeDtypeStruct) -> chex.Array:
+    """Zeros that vary over the same axes of the caller's `shard_map`: scan and cond insist.
+
+    Args:
+      like: shape, dtype and axes, from `jax.eval_shape`.
+    """
     zeros = jnp.zeros(like.shape, like.dtype)
     axes = getattr(like, "manual_axis_type", None)
     varying = getattr(like, "vma", None) if axes is None else axes.varying  # vma: JAX before 0.9

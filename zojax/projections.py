@@ -4,6 +4,7 @@ Projections onto boxes, balls and the simplex are optax's (`optax.projections`):
 as one vector. Everything here does, too, unless it says otherwise.
 """
 
+import math
 from typing import Any
 
 import chex
@@ -32,6 +33,10 @@ def projection_capped_simplex(params: Params, total: float) -> Params:
     flat = trees.ravel(params)
     if flat.size == 0 or not 0 <= total <= flat.size:
         raise ValueError(f"total must be in [0, {flat.size}], the length of params, got {total!r}")
+
+    # The projection does not change with a common shift; this one puts tau near zero, where
+    # floating-point numbers are close together.
+    flat = flat - jnp.sort(flat)[-max(1, math.ceil(total))]
 
     def halve(_: int, bounds: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
         low, high = bounds

@@ -49,7 +49,8 @@ def grasp_ratios(
 
     Raises:
       TypeError: if `key` is not a typed key.
-      ValueError: for `keep` outside (0, 1], `num_directions` < 1 or `sigma` <= 0.
+      ValueError: for `keep` outside (0, 1], `num_directions` < 1, `sigma` <= 0, leaves that are not
+        floating point, or a loss that does not change.
 
     Source: Wang et al. 2020 (GraSP), arXiv 2002.07376; by values: Chen et al. 2024 (DeepZero),
     arXiv 2310.02025.
@@ -58,11 +59,15 @@ def grasp_ratios(
         raise ValueError(f"keep must be in (0, 1], got {keep!r}")
     check_at_least("num_directions", num_directions, 1)
     check_positive("sigma", sigma)
+    if not all(map(trees.is_float, jax.tree.leaves(params))):
+        raise ValueError("params must have floating-point leaves only: leave the others out")
     est = finite_difference(directions=rademacher(), num_directions=num_directions, sigma=sigma)
     gradient = value_and_grad(loss_fn, est, execution=execution or vectorized())
     _, grad = gradient(params, key, *args)
     _, moved = gradient(trees.add_scaled(params, grad, sigma), key, *args)
     scores = jax.tree.map(lambda w, g, h: -w * (h - g) / sigma, params, grad, moved)
     flat = np.asarray(trees.ravel(scores))
+    if not np.any(flat):
+        raise ValueError("every score is zero: the loss does not change within sigma of params")
     threshold = np.sort(flat)[max(1, round(keep * flat.size)) - 1]
     return jax.tree.map(lambda score: float(jnp.mean(score <= threshold)), scores)

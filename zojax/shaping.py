@@ -83,7 +83,7 @@ def top_directions(count: int) -> Shaping:
 
     The shaping of augmented random search: directions that found nothing good are left out, the
     mean is over those that are kept, and the values are divided by the standard deviation of the
-    losses that entered. Ties and failures may leave fewer.
+    losses that entered. Failures may leave fewer.
 
     Args:
       count: directions to keep, at least 1.

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zojax.errors import check_at_least
-from zojax.population import Share, run_population
+from zojax.population import Share, run_population, zeros_like
 from zojax.types import Estimator, Evaluations, Execution, Params, PRNGKey, State
 
 _reshard = jax.reshard if hasattr(jax, "reshard") else jax.sharding.reshard  # JAX before 0.8
@@ -46,7 +46,8 @@ def sharded(
       batch_axis: a second axis over which the examples are spread: every array in `args` (with at
         least one axis) is split along its leading axis, and the losses are averaged, so the loss
         must be a mean over examples. Without a mesh the caller has split them. Two devices then
-        make one evaluation of half the examples each.
+        make one evaluation of half the examples each. For `zojax.estimate` and
+        `zojax.value_and_grad`: the links of an optax chain have no `args`.
 
     Returns:
       The execution.
@@ -113,7 +114,8 @@ def _runner(
         if batch_axis is not None and all(s == PartitionSpec() for s in jax.tree.leaves(split)):
             raise ValueError(
                 f"batch_axis={batch_axis!r} splits the arrays in args, and there are none: pass "
-                "the batch as args, not by closure"
+                "the batch as args of zojax.estimate or zojax.value_and_grad, not by closure (as "
+                "the value_fn of an optax link does)"
             )
         if AxisType.Explicit in mesh.axis_types:  # where `shard_map` insists on what it is told
             args = jax.tree.map(lambda x, s: _reshard(x, NamedSharding(mesh, s)), args, split)
@@ -161,7 +163,11 @@ def _share(est: Estimator, params: Params, axis_name: str, batch_axis: str | Non
 
     def once(function: Callable[[], Any]) -> Any:
         shapes = jax.eval_shape(function)
-        idle = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+        if any(
+            jax.dtypes.issubdtype(s.dtype, jax.dtypes.prng_key) for s in jax.tree.leaves(shapes)
+        ):
+            raise ValueError("aux must not contain keys here: return jax.random.key_data(key)")
+        idle = lambda: jax.tree.map(zeros_like, shapes)  # noqa: E731
         result = jax.lax.cond(index == 0, function, idle)
         return jax.tree.map(lambda x, s: jax.lax.psum(x, axis_name).astype(s.dtype), result, shapes)
 

@@ -77,13 +77,47 @@ def test_control_variate_estimates_only_what_it_does_not_know(share, directions)
 
 
 def test_control_variate_remembers_a_moving_average_and_does_not_move_on_failure():
-    est = zojax.control_variate(zojax.finite_difference(num_directions=8), decay=0.5)
+    est = zojax.control_variate(zojax.finite_difference(num_directions=64), decay=0.5)
     result, state = zojax.estimate(est, linear, PARAMS, KEY, est.init(PARAMS))
     np.testing.assert_allclose(
         trees.ravel(state.direction), 0.5 * trees.ravel(result.grad), rtol=1e-5
     )
     failed, _ = zojax.estimate(est, lambda p: linear(p) * jnp.nan, PARAMS, KEY, state)
     assert not np.any(trees.ravel(failed.grad))
+
+
+def test_control_variate_converges_where_one_estimate_is_mostly_noise():
+    """d = 100 n: with a short memory the error would grow by orders of magnitude per step."""
+    params, slope = jnp.zeros(1600), jnp.linspace(0.5, 1.5, 1600)
+    inner = zojax.finite_difference(num_directions=16, sigma=0.1)
+    est = zojax.control_variate(inner)
+
+    def step(state, key):
+        result, state = zojax.estimate(est, lambda p: p @ slope, params, key, state)
+        return state, jnp.sum((result.grad - slope) ** 2) / (slope @ slope)
+
+    keys = jax.random.split(KEY, 400)
+    _, errors = jax.jit(lambda s: jax.lax.scan(step, s, keys))(est.init(params))
+    assert errors[-1] < 0.1 * errors[0]
+    with pytest.raises(ValueError, match="decay=0.5 would let the error grow without bound"):
+        zojax.control_variate(inner, decay=0.5).init(params)
+
+
+def test_what_a_float16_leaf_cannot_hold_becomes_its_largest_number():
+    params = {"w": jnp.ones(3, jnp.float16)}
+    steep = lambda p: 1e9 * jnp.sum(p["w"].astype(jnp.float32))  # noqa: E731
+    for est in (zojax.pgpe(), zojax.control_variate(zojax.finite_difference())):
+        state = est.init(params)
+        for step in range(2):
+            result, state = zojax.estimate(est, steep, params, jax.random.key(step), state)
+            assert np.all(np.isfinite(np.asarray(result.grad["w"], np.float64))), est.name
+
+
+def test_ratios_may_cover_leaves_that_are_masked():
+    est = zojax.sparse_coordinate_difference(
+        {"a": 0.5, "b": 0.1}, key=KEY, mask=lambda path: path == "a"
+    )
+    assert est.num_queries(PARAMS) == 2 * 10
 
 
 def adapted(directions, *vectors):
@@ -284,6 +318,24 @@ def test_grasp_keeps_the_layers_whose_weights_matter():
         (lambda: zojax.control_variate(zojax.evolution_strategy()), "must preserve the scale"),
         (lambda: zojax.control_variate(zojax.spsa(), decay=1.0), r"decay must be in \[0, 1\)"),
         (lambda: zojax.value_baseline(zojax.spsa()), "est must take no difference"),
+        (
+            lambda: zojax.control_variate(zojax.finite_difference(directions=zojax.guided())),
+            "must preserve the scale",
+        ),
+        (
+            lambda: zojax.coordinate_difference(num_coordinates=2, stencil=zojax.one_point),
+            "stencil must be zojax.central or zojax.forward",
+        ),
+        (lambda: zojax.coordinate_difference(num_coordinates=0), "num_coordinates must be an"),
+        (lambda: zojax.pgpe(sigma=lambda t: 0.1), "sigma must be a number, which is then learnt"),
+        (lambda: zojax.value_baseline(one_point(zojax.leave_one_out)), "est must take no diff"),
+        (
+            lambda: zojax.finite_difference(directions=zojax.guided(source="updates")).guide(
+                zojax.finite_difference(directions=zojax.guided(source="updates")).init(PARAMS),
+                {"a": jnp.ones(3)},
+            ),
+            "surrogate gradient must be like the perturbed parameters",
+        ),
         (lambda: zojax.pgpe(sigma=0.0), "sigma must be a finite number > 0"),
         (lambda: zojax.pgpe(shaping=zojax.sign_of_difference), "shaping must act on values"),
         (lambda: zojax.pgpe(sigma_learning_rate=-1.0), "sigma_learning_rate must be >= 0"),

@@ -316,6 +316,73 @@ def test_minimax_finds_a_quadratic_saddle(exact_side):
     np.testing.assert_allclose(np.concatenate([state.x, state.y]), solution, atol=1e-3)
 
 
+MIXED = {"n": jnp.int32(7), "w": jnp.array([0.6, 0.4, 0.5])}
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda: optax.chain(zojax.scale_by_adamm(), optax.scale(-0.1)),
+        lambda: zojax.projected(BALL),
+        lambda: zojax.proximal(projections.prox_l1, 0.1, 0.1),
+        lambda: zojax.frank_wolfe(functools.partial(projections.oracle_l1, radius=1.0)),
+        lambda: zojax.mirror_descent(0.1),
+    ],
+)
+def test_leaves_that_are_not_floating_point_stay(tail):
+    tx = chain(tail())
+    loss = lambda p: jnp.sum(p["w"] ** 2)  # noqa: E731
+    updates, _ = tx.update(None, tx.init(MIXED), MIXED, value_fn=loss)
+    moved = optax.apply_updates(MIXED, updates)
+    assert moved["n"] == 7 and moved["n"].dtype == jnp.int32
+    assert np.all(np.isfinite(moved["w"])) and np.any(moved["w"] != MIXED["w"])
+
+
+def test_mirror_descent_survives_steep_gradients_and_zeros():
+    tx = zojax.mirror_descent(1.0)
+    for x, g in (([0.5, 0.5], [0.0, 2000.0]), ([0.0, 1.0], [-200.0, 0.0])):
+        x, g = jnp.array(x), jnp.array(g)
+        updates, _ = tx.update(g, tx.init(x), x)
+        moved = np.asarray(x + updates)
+        assert moved.min() > 0 and moved.sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [zojax.svrg, zojax.spider])
+def test_failed_evaluations_move_nothing_and_a_failed_snapshot_is_taken_again(method):
+    tx, nan = method(EXACT, KEY, period=3), lambda p: bowl(p) * jnp.nan
+    state = tx.init(PARAMS)
+    for full, batch, zero in ((nan, bowl, True), (bowl, bowl, False), (bowl, nan, True)):
+        grad, state = tx.update(None, state, PARAMS, value_fn=batch, full_value_fn=full)
+        assert np.all(np.asarray(trees.ravel(grad)) == 0) == zero
+    grad, state = tx.update(None, state, PARAMS, value_fn=bowl, full_value_fn=nan)
+    expected = trees.ravel(jax.grad(bowl)(PARAMS))
+    np.testing.assert_allclose(trees.ravel(grad), expected, atol=1e-3)
+
+
+def test_accepted_are_finite_losses_that_are_no_worse_or_come_from_nowhere():
+    tx, x = zojax.accept_or_reject(), jnp.zeros(1)
+    nan, inf = float("nan"), float("inf")
+    for before, after, accepted in (
+        (inf, inf, False), (1.0, -inf, False), (nan, 5.0, True), (1.0, nan, False), (1.0, 1.0, True)
+    ):  # fmt: skip
+        loss = lambda p, b=before, a=after: jnp.where(p[0] > 0, a, b)  # noqa: E731
+        step, _ = tx.update(jnp.ones(1), tx.init(x), x, value_fn=loss)
+        assert bool(step[0] > 0) == accepted
+
+
+def test_the_capped_simplex_projection_stands_large_inputs():
+    for values, total in (([1e8, 1e8], 1), ([1e9, 1e9, 0.0], 1.5)):
+        x = projections.projection_capped_simplex(jnp.array(values), total)
+        assert float(x.sum()) == pytest.approx(total) and float(x[0]) == pytest.approx(total / 2)
+
+
+def test_checks_let_traced_values_pass():
+    tx = optax.inject_hyperparams(zojax.scale_by_adamm)(b1=0.9, b2=0.5)
+    jax.jit(tx.update)(PARAMS, tx.init(PARAMS))
+    tx = optax.inject_hyperparams(zojax.accept_or_reject)(tolerance=0.1)
+    jax.jit(lambda u, s: tx.update(u, s, PARAMS, value_fn=bowl))(PARAMS, tx.init(PARAMS))
+
+
 def test_an_l1_projection_leaves_interior_points_alone():
     inside = {"a": jnp.array([0.1, -0.2]), "b": jnp.array([0.3])}
     tx = zojax.projected(BALL)
@@ -387,7 +454,7 @@ def test_spsa_gains_move_as_far_as_asked_and_say_so(capsys):
         (lambda: zojax.mirror_descent(0.0), "learning_rate must be a finite number > 0"),
         (lambda: zojax.proximal(projections.prox_l1, 0.1, -1.0), "weight must be a finite"),
         (lambda: zojax.scale_by_adamm(b1=1.0), r"b1 must be in \[0, 1\), got 1.0"),
-        (lambda: zojax.scale_by_adamm(initial=0.0), "initial must be > 0"),
+        (lambda: zojax.scale_by_adamm(initial=0.0), "initial must be a finite number > 0"),
         (lambda: zojax.svrg(EXACT, KEY, period=0), "period must be an integer >= 1"),
         (lambda: zojax.svrg(zojax.pgpe(), KEY, period=2), "est must have no state"),
         (lambda: zojax.accept_or_reject(-1.0), "tolerance must be >= 0"),

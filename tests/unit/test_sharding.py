@@ -218,6 +218,18 @@ def test_inside_the_users_own_shard_map(chunk_size):
     )
 
 
+def test_examples_and_a_centre_inside_the_users_own_shard_map():
+    est = build(stencil=zojax.forward)
+    execution = zojax.sharded(None, axis_name="d", batch_axis="batch")
+    step = zojax.value_and_grad(loss, est, execution=execution)
+    over = jax.make_mesh((4, 2), ("d", "batch"), axis_types=(AxisType.Auto,) * 2)
+    mapped = jax.shard_map(step, mesh=over, in_specs=(P(), P(), P("batch")), out_specs=P())
+    value, grad = jax.jit(mapped)(PARAMS, KEY, BATCH)
+    expected = run(est, zojax.vectorized())
+    np.testing.assert_allclose(value, expected.value, rtol=1e-6)
+    assert_close(expected.grad, grad, 2e-5)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_inside_the_users_own_pmap(chunk_size):
     execution = zojax.sharded(None, axis_name="devices", chunk_size=chunk_size)

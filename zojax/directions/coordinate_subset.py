@@ -26,9 +26,13 @@ def coordinate_subset(ratios: Params, key: PRNGKey, every: int) -> Directions:
     """
 
     def sizes(params: Params) -> list[int]:
-        leaves, treedef = jax.tree.flatten(params)
-        is_one = isinstance(ratios, (int, float))
-        fractions = [ratios] * len(leaves) if is_one else treedef.flatten_up_to(ratios)  # type: ignore[attr-defined]
+        leaves = jax.tree.leaves(params)
+        if isinstance(ratios, (int, float, np.number)):
+            fractions = [ratios] * len(leaves)
+        else:  # leaves that are not perturbed are None in `params`, and may have a ratio
+            chosen = lambda leaf, ratio: None if leaf is None else ratio  # noqa: E731
+            kept = jax.tree.map(chosen, params, ratios, is_leaf=lambda x: x is None)
+            fractions = jax.tree.leaves(kept)
         return [round(float(r) * leaf.size) for r, leaf in zip(fractions, leaves, strict=True)]
 
     def number(params: Params) -> int:

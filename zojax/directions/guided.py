@@ -49,6 +49,11 @@ def guided(
 
     def push(guides: State, vector: Params) -> State:
         flat = trees.ravel(vector).astype(jnp.float32)
+        if flat.size != guides.shape[1]:
+            raise ValueError(
+                f"the surrogate gradient must be like the perturbed parameters ({guides.shape[1]} "
+                f"numbers), got {flat.size}"
+            )
         shifted = jnp.concatenate([flat[None], guides[:-1]])
         usable = jnp.all(jnp.isfinite(flat)) & jnp.any(flat != 0)  # a failed step guides nowhere
         return jnp.where(usable, shifted, guides)

@@ -55,17 +55,15 @@ def low_rank(rank: int = 1, factors: Literal["gaussian", "rademacher"] = "gaussi
 
     def perturb(params: Params, noise: Noise, scale: Any) -> Params:
         leaves, treedef = jax.tree.flatten(params)
-        moved = [
-            _perturb_leaf(leaf, factors, scale) for leaf, factors in zip(leaves, noise, strict=True)
-        ]
+        moved = [_perturb_leaf(leaf, pair, scale) for leaf, pair in zip(leaves, noise, strict=True)]
         return jax.tree.unflatten(treedef, moved)
 
     def combine(coefficients: chex.Array, noises: Noise, params: Params) -> Params:
         weights = coefficients.astype(jnp.float32)
         leaves, treedef = jax.tree.flatten(params)
         sums = [
-            _contract(weights, factors, rank).reshape(leaf.shape)
-            for leaf, factors in zip(leaves, noises, strict=True)
+            _contract(weights, pair, rank).reshape(leaf.shape)
+            for leaf, pair in zip(leaves, noises, strict=True)
         ]
         return jax.tree.unflatten(treedef, sums)
 

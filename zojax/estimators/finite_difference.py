@@ -141,7 +141,7 @@ def finite_difference(
         if directions.fixed_number is not None:
             num_valid = jnp.asarray(count_directions(params))
         scale = 1 / jnp.maximum(num_valid, 1).astype(jnp.float32)
-        grad = jax.tree.map(lambda x, leaf: _cast(x * scale, leaf.dtype), total, selected)
+        grad = jax.tree.map(lambda x, leaf: cast_gradient(x * scale, leaf.dtype), total, selected)
         return trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
 
     def update(state: State, estimate: Estimate, evaluations: Evaluations) -> State:
@@ -178,7 +178,8 @@ def finite_difference(
         stencil=stencil,
         is_global=shaping.is_global,
         is_stateful=is_stateful,
-        preserves_scale=shaping.preserves_scale,
+        # Where E[s eps^T] is not the identity it is not the gradient that is estimated.
+        preserves_scale=shaping.preserves_scale and directions.moment is None,
         init=init,
         num_directions=count_directions,
         num_queries=count_queries,
@@ -245,8 +246,13 @@ def _coefficients(
     return jnp.where(valid, shaped, 0), valid
 
 
-def _cast(grad: chex.Array, dtype: Any) -> chex.Array:
-    """Casts to the leaf's dtype; what float16 cannot hold becomes its largest number."""
+def cast_gradient(grad: chex.Array, dtype: Any) -> chex.Array:
+    """Casts to a leaf's dtype; what float16 cannot hold becomes its largest number.
+
+    Args:
+      grad: float32 or wider.
+      dtype: a floating-point dtype.
+    """
     limits = jnp.finfo(dtype)
     if limits.bits < jnp.finfo(grad.dtype).bits:
         grad = jnp.clip(grad, float(limits.min), float(limits.max))

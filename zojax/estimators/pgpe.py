@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from zojax import trees
 from zojax.directions import draw_range, gaussian
-from zojax.errors import check_at_least, check_instance, check_positive
-from zojax.shaping import identity
+from zojax.errors import check_at_least, check_instance, check_positive, check_that
+from zojax.estimators.finite_difference import cast_gradient
+from zojax.shaping import identity, leave_one_out
 from zojax.stencils import central
 from zojax.types import (
     Estimate,
@@ -67,11 +68,14 @@ def pgpe(
     """
     check_at_least("num_directions", num_directions, 1)
     check_positive("sigma", sigma)
-    if not 0 <= sigma_learning_rate < float("inf"):
-        raise ValueError(f"sigma_learning_rate must be >= 0, got {sigma_learning_rate!r}")
+    if callable(sigma):
+        raise ValueError(f"sigma must be a number, which is then learnt, got {sigma!r}")
+    check_that("sigma_learning_rate", sigma_learning_rate, ">= 0", lambda x: 0 <= x < float("inf"))
     check_instance("shaping", shaping, Shaping, "a shaping such as zojax.centered_rank")
-    if shaping.needs_difference:
-        raise ValueError(f"shaping must act on values, got {shaping.name}")
+    if shaping.needs_difference or shaping is leave_one_out:
+        raise ValueError(
+            f"shaping must act on values and take no baseline, which is there, got {shaping.name}"
+        )
     directions = gaussian()
 
     def selected(params: Params) -> Params:
@@ -117,7 +121,7 @@ def pgpe(
     def finish(total: Any, num_valid: chex.Array, params: Params, state: State) -> Params:
         moving, rest = trees.partition(params, mask)
         mean = trees.split(total[0] / _at_least_one(num_valid), moving)
-        grad = jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), mean, moving)
+        grad = jax.tree.map(lambda g, leaf: cast_gradient(g, leaf.dtype), mean, moving)
         return trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
 
     def update(state: State, estimate: Estimate, evaluations: Evaluations) -> State:

@@ -105,6 +105,10 @@ def coordinate_difference(
 
     Source: Kiefer and Wolfowitz 1952; Chen et al. 2024 (DeepZero), arXiv 2310.02025.
     """
+    if num_coordinates is not None:
+        check_at_least("num_coordinates", num_coordinates, 1)
+        if not stencil.is_difference:  # coordinates are not centred
+            raise ValueError(f"stencil must be zojax.central or zojax.forward, got {stencil.name}")
     return finite_difference(
         directions=all_coordinates() if num_coordinates is None else random_coordinates(),
         stencil=stencil,
@@ -183,6 +187,7 @@ def augmented_random_search(
     Source: Mania et al. 2018 (ARS), arXiv 1803.07055.
     """
     shaping = top_directions(num_top)
+    check_at_least("num_directions", num_directions, 1)
     if num_top > num_directions:
         raise ValueError(
             f"num_top must be at most num_directions={num_directions}, got {num_top!r}"

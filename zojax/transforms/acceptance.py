@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax.errors import check_positive
+from zojax.errors import check_positive, check_that
+from zojax.transforms.as_gradient_transformation import saturating_add
 from zojax.types import Params
 
 
@@ -51,14 +52,11 @@ def accept_or_reject(
       ValueError: for numbers outside these ranges; in `update`, if `params` or `value_fn` is
         missing.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be >= 0, got {tolerance!r}")
+    check_that("tolerance", tolerance, ">= 0", lambda x: x >= 0)
     if radius is not None:
         check_positive("radius", radius)
-    if not grow >= 1:
-        raise ValueError(f"grow must be >= 1, got {grow!r}")
-    if not 0 < shrink <= 1:
-        raise ValueError(f"shrink must be in (0, 1], got {shrink!r}")
+    check_that("grow", grow, ">= 1", lambda x: x >= 1)
+    check_that("shrink", shrink, "in (0, 1]", lambda x: 0 < x <= 1)
 
     def init(params: Params) -> AcceptanceState:
         first = jnp.inf if radius is None else radius
@@ -83,14 +81,15 @@ def accept_or_reject(
         factor = jnp.minimum(1.0, state.radius / jnp.maximum(length, 1e-30))
         step = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
         before = value_fn(params)
-        after = value_fn(jax.tree.map(jnp.add, params, step))
-        accepted = after <= before + tolerance  # False for NaN
+        after = value_fn(optax.apply_updates(params, step))
+        # Any finite loss is better than none.
+        accepted = jnp.isfinite(after) & (~jnp.isfinite(before) | (after <= before + tolerance))
         step = jax.tree.map(lambda u: jnp.where(accepted, u, 0).astype(u.dtype), step)
         larger = jnp.where(length >= state.radius, grow * state.radius, state.radius)
         new = AcceptanceState(
             radius=jnp.where(accepted, larger, shrink * state.radius),
             num_rejected=state.num_rejected + jnp.where(accepted, 0, 1),
-            num_queries=state.num_queries + 2,
+            num_queries=saturating_add(state.num_queries, jnp.asarray(2, jnp.int32)),
         )
         return step, new
 

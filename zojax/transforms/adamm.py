@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import trees
+from zojax.errors import check_positive, check_that
 from zojax.types import Params
 
 
@@ -30,14 +32,14 @@ def scale_by_adamm(
 
     The variance of a zeroth-order estimate is about the same everywhere, so a second moment that
     forgets makes steps too long where the gradient happened to be small; the maximum does not.
-    There is no bias correction. With `refined` the second moment is that of m instead of g
-    (R-AdaZO): the first moment has already averaged the noise of the estimates.
+    There is no bias correction. With `refined` it is R-AdaZO instead: m / sqrt(v) with v the second
+    moment of m, not of g, and no maximum, since m has already averaged the noise of the estimates.
 
     Args:
       b1: decay of the first moment, in [0, 1).
       b2: decay of the second moment, in [0, 1).
       initial: first value of v and v_max, > 0.
-      refined: use the squared first moment.
+      refined: take the second moment of m, and no maximum.
 
     Raises:
       ValueError: for decays outside [0, 1) or `initial` <= 0.
@@ -46,22 +48,22 @@ def scale_by_adamm(
     arXiv 2502.01014.
     """
     for name, value in (("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
-    if not initial > 0:
-        raise ValueError(f"initial must be > 0, got {initial!r}")
+        check_that(name, value, "in [0, 1)", lambda x: 0 <= x < 1)
+    check_positive("initial", initial)
 
     def init(params: Params) -> AdaMMState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        start = jax.tree.map(lambda x: jnp.full_like(x, initial), params)
+        moving, _ = trees.partition(params, None)
+        zeros = jax.tree.map(jnp.zeros_like, moving)
+        start = jax.tree.map(lambda x: jnp.full_like(x, initial), moving)
         return AdaMMState(zeros, start, jax.tree.map(jnp.copy, start))
 
     def update(updates: Params, state: AdaMMState, params: Any = None) -> tuple[Params, AdaMMState]:
         del params
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment(mu if refined else updates, state.nu, b2, 2)
-        largest = jax.tree.map(jnp.maximum, state.largest, nu)
+        grads, rest = trees.partition(updates, None)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(mu if refined else grads, state.nu, b2, 2)
+        largest = nu if refined else jax.tree.map(jnp.maximum, state.largest, nu)
         scaled = jax.tree.map(lambda m, v: m / jnp.sqrt(v), mu, largest)
-        return scaled, AdaMMState(mu, nu, largest)
+        return trees.merge(scaled, rest), AdaMMState(mu, nu, largest)
 
     return optax.GradientTransformation(init, update)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zojax.errors import check_positive
+from zojax.errors import check_instance, check_positive
 from zojax.estimation import estimate
 from zojax.execution import vectorized
 from zojax.types import Estimate, Estimator, Execution, Params, PRNGKey, State
@@ -94,13 +94,14 @@ def admm(
 
     Source: Liu et al. 2018 (ZOO-ADMM), arXiv 1710.07804.
     """
+    check_instance("est", est, Estimator, "an estimator such as zojax.finite_difference(...)")
     check_positive("rho", rho)
     check_positive("step_size", step_size)
     check_positive("operator_norm", operator_norm)
     execution = vectorized() if execution is None else execution
 
     def init(params: Params) -> ADMMState:
-        split = operator(params)
+        split = jax.tree.map(jnp.copy, operator(params))  # buffers of its own, to be donated
         dual = jax.tree.map(jnp.zeros_like, split)
         return ADMMState(params, split, dual, jnp.zeros((), jnp.int32), est.init(params))
 

@@ -116,7 +116,7 @@ def as_gradient_transformation(
         return result.grad, ZerothOrderState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            num_queries=_saturating_add(state.num_queries, result.info.num_queries),
+            num_queries=saturating_add(state.num_queries, result.info.num_queries),
             estimator_state=estimator_state,
             value=result.value.astype(jnp.float32),
             info=jax.tree.map(lambda old, new: new.astype(old.dtype), state.info, result.info),
@@ -133,6 +133,12 @@ def _nan() -> chex.Array:
     return jnp.full((), jnp.nan, jnp.float32)
 
 
-def _saturating_add(total: chex.Array, more: chex.Array) -> chex.Array:
+def saturating_add(total: chex.Array, more: chex.Array) -> chex.Array:
+    """Adds counts that stay at the largest integer once they get there.
+
+    Args:
+      total: the count so far, int32.
+      more: what comes on top, int32, >= 0.
+    """
     largest = jnp.iinfo(jnp.int32).max
     return jnp.where(total > largest - more, largest, total + more)

@@ -1,4 +1,7 @@
-"""Last links of a chain that keep the parameters where they belong."""
+"""Last links of a chain that keep the parameters where they belong.
+
+They act on all floating-point leaves together; `zojax.mask_optimizer` restricts them to a part.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,12 +34,14 @@ def projected(projection: Callable[[Params], Params]) -> optax.GradientTransform
     ) -> tuple[Params, Any]:
         del extra_args
         _check_params("projected", params)
-        # In half precision the set itself would be missed by far more than it takes to compute.
-        wide = lambda p, u: p.astype(trees.point_dtype(p.dtype)) + u  # noqa: E731
-        inside = projection(jax.tree.map(wide, params, updates))
-        return _difference(inside, params), state
+        moving, grads, rest = _floats(params, updates)
+        return trees.merge(_difference(projection(_moved(moving, grads)), moving), rest), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+_TINY = 1e-37
+_LEAST_SHARE = 1.2e-7  # of the sum; less is lost when an update is added to a large parameter
 
 
 class ProximalState(NamedTuple):
@@ -76,9 +81,10 @@ def proximal(
         del extra_args
         _check_params("proximal", params)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        moved = prox(jax.tree.map(jnp.add, params, updates), rate * weight)
+        moving, grads, rest = _floats(params, updates)
+        moved = prox(_moved(moving, grads), rate * weight)
         new = ProximalState(optax.safe_increment(state.count))
-        return _difference(moved, params), new
+        return trees.merge(_difference(moved, moving), rest), new
 
     return optax.GradientTransformationExtraArgs(
         lambda params: ProximalState(jnp.zeros((), jnp.int32)), update
@@ -121,7 +127,7 @@ def frank_wolfe(
     """
 
     def init(params: Params) -> FrankWolfeState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, trees.partition(params, None)[0])
         return FrankWolfeState(jnp.zeros((), jnp.int32), zeros, jnp.asarray(jnp.nan, jnp.float32))
 
     def update(
@@ -129,16 +135,19 @@ def frank_wolfe(
     ) -> tuple[Params, FrankWolfeState]:
         del extra_args
         _check_params("frank_wolfe", params)
+        moving, grads, rest = _floats(params, updates)
         count = state.count.astype(jnp.float32)
         rho = jnp.where(state.count == 0, 1.0, averaging(count))
         gamma = step_size(count)
         mix = lambda d, g: ((1 - rho) * d + rho * g).astype(d.dtype)  # noqa: E731
-        direction = jax.tree.map(mix, state.direction, updates)
-        to_vertex = _difference(oracle(direction), params)
+        direction = jax.tree.map(mix, state.direction, grads)
+        # Without any gradient (a step that failed, at the start) no vertex is better than another.
+        gamma = jnp.where(optax.tree.norm(direction) > 0, gamma, 0.0)
+        to_vertex = _difference(oracle(direction), moving)
         gap = -optax.tree.vdot(direction, to_vertex)
         step = jax.tree.map(lambda x: (gamma * x).astype(x.dtype), to_vertex)
         new = FrankWolfeState(optax.safe_increment(state.count), direction, gap.astype(jnp.float32))
-        return step, new
+        return trees.merge(step, rest), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -148,9 +157,11 @@ class MirrorDescentState(NamedTuple):
 
     Attributes:
       count: steps taken, int32 of shape ().
+      total: the sum that is kept, shape (): that of the first parameters.
     """
 
     count: chex.Array
+    total: chex.Array
 
 
 def mirror_descent(
@@ -158,8 +169,9 @@ def mirror_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """Exponentiated gradient on a simplex: x <- |x|_1 x exp(-lr g) / |x exp(-lr g)|_1.
 
-    Mirror descent with the entropy as mirror map; the parameters stay positive and keep their sum.
-    Behind an estimator it is the whole optimiser. All leaves together are one simplex.
+    Mirror descent with the entropy as mirror map; the parameters keep their sum and, so that none
+    is lost for good, at least 1e-7 of it each. Behind an estimator it is the whole optimiser. All
+    leaves together are one simplex; start inside it.
 
     Args:
       learning_rate: a number or a schedule.
@@ -177,23 +189,38 @@ def mirror_descent(
         del extra_args
         _check_params("mirror_descent", params)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        # Subtracting the smallest exponent's opposite keeps the largest weight finite.
-        lowest = jnp.min(jnp.stack([jnp.min(g) for g in jax.tree.leaves(updates)]))
-        scaled = jax.tree.map(lambda x, g: x * jnp.exp(-rate * (g - lowest)), params, updates)
-        factor = optax.tree.sum(params) / optax.tree.sum(scaled)
-        moved = jax.tree.map(lambda x: x * factor, scaled)
-        new = MirrorDescentState(optax.safe_increment(state.count))
-        return _difference(moved, params), new
+        moving, grads, rest = _floats(params, updates)
+        x, g = trees.ravel(moving), trees.ravel(grads)
+        exponents = jnp.where(x > 0, jnp.log(jnp.maximum(x, _TINY)) - rate * g, -jnp.inf)
+        weights = jax.nn.softmax(exponents)
+        least = min(_LEAST_SHARE, 0.001 / x.size)
+        target = state.total * ((1 - x.size * least) * weights + least)
+        moved = trees.split(target, moving)
+        new = MirrorDescentState(optax.safe_increment(state.count), state.total)
+        return trees.merge(_difference(moved, moving), rest), new
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: MirrorDescentState(jnp.zeros((), jnp.int32)), update
-    )
+    def init(params: Params) -> MirrorDescentState:
+        total = jnp.sum(trees.ravel(trees.partition(params, None)[0]))
+        return MirrorDescentState(jnp.zeros((), jnp.int32), total)
 
-
-def _difference(target: Params, params: Params) -> Params:
-    return jax.tree.map(lambda x, p: x.astype(p.dtype) - p, target, params)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _check_params(name: str, params: Params | None) -> None:
     if params is None:
         raise ValueError(f"{name} needs params: tx.update(updates, state, params)")
+
+
+def _floats(params: Params, updates: Params) -> tuple[Params, Params, Params]:
+    """Floating-point leaves of parameters and updates, and no update for the others."""
+    moving, rest = trees.partition(params, None)
+    return moving, trees.partition(updates, None)[0], jax.tree.map(jnp.zeros_like, rest)
+
+
+def _moved(params: Params, updates: Params) -> Params:
+    """In at least float32: in half precision a set would be missed by far more than it takes."""
+    return jax.tree.map(lambda p, u: p.astype(trees.point_dtype(p.dtype)) + u, params, updates)
+
+
+def _difference(target: Params, params: Params) -> Params:
+    return jax.tree.map(lambda x, p: x.astype(p.dtype) - p, target, params)

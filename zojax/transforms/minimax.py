@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import trees
+from zojax.errors import check_instance
 from zojax.estimation import estimate
 from zojax.execution import vectorized
 from zojax.types import Estimator, Execution, Params, PRNGKey, State
@@ -56,7 +58,8 @@ def minimax(
     Either player may be a black box (an estimator) or have true gradients (None: `jax.grad` in
     that argument alone, say for weights over known losses). Put a projection behind an optimiser
     (`zojax.projected`) to keep a player in its set. y should move faster than x. Queries per step:
-    those of the two estimators, a true gradient counting as none.
+    those of the two estimators, a true gradient counting as none. Call `step` inside `jit` or
+    scan: outside, every call compiles anew.
 
     Args:
       x_est: estimator for the minimising player, or None.
@@ -67,6 +70,9 @@ def minimax(
 
     Source: Liu et al. 2020 (ZO-Min-Max), arXiv 1909.13806.
     """
+    for name, est in (("x_est", x_est), ("y_est", y_est)):
+        if est is not None:
+            check_instance(name, est, Estimator, "an estimator, or None for true gradients")
     execution = vectorized() if execution is None else execution
     x_tx, y_tx = map(optax.with_extra_args_support, (x_optimizer, y_optimizer))
 
@@ -93,10 +99,15 @@ def minimax(
         state: MinimaxState, key: PRNGKey, loss_fn: Callable[..., Any], *args: Any
     ) -> MinimaxState:
         y_key, x_key = jax.random.split(key)
-        loss_of_y = lambda y: -loss_fn(state.x, y, *args)  # noqa: E731
+        loss_of_y = lambda y: -_as_float(loss_fn(state.x, y, *args))  # noqa: E731
         y, y_state, _ = move(y_est, y_tx, loss_of_y, state.y, state.y_state, y_key)
         loss_of_x = lambda x: loss_fn(x, y, *args)  # noqa: E731
         x, x_state, value = move(x_est, x_tx, loss_of_x, state.x, state.x_state, x_key)
         return MinimaxState(x, y, x_state, y_state, value.astype(jnp.float32))
 
     return Minimax(init, step)
+
+
+def _as_float(value: Any) -> chex.Array:
+    value = jnp.asarray(value)
+    return value.astype(trees.point_dtype(value.dtype))

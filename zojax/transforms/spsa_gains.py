@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zojax.errors import check_at_least, check_positive
+from zojax.errors import check_at_least, check_positive, check_that
 from zojax.estimation import ask
 from zojax.estimators.presets import spsa
 from zojax.types import LossFn, Params, PRNGKey
@@ -31,8 +32,7 @@ def gain_schedule(gain: float, exponent: float, stability: float = 0.0) -> Calla
     """
     check_positive("gain", gain)
     check_positive("exponent", exponent)
-    if stability < 0:
-        raise ValueError(f"stability must be >= 0, got {stability!r}")
+    check_that("stability", stability, ">= 0", lambda x: x >= 0)
 
     def schedule(count: chex.Array) -> chex.Array:
         return gain / (jnp.asarray(count, jnp.float32) + 1 + stability) ** exponent
@@ -89,7 +89,8 @@ def calibrate_spsa(
       args: further arguments of the loss.
 
     Raises:
-      ValueError: for numbers that are not positive, or a loss that does not change.
+      TypeError: if `key` is not a typed key.
+      ValueError: for numbers that are not positive, or a loss that does not change or always fails.
     """
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_estimates", num_estimates, 1)
@@ -100,7 +101,11 @@ def calibrate_spsa(
     losses = jax.jit(lambda ps, a: jax.lax.map(lambda p: loss_fn(p, *a), ps))(points, args)
     pairs = losses.reshape(num_estimates, 2)
     # A one-direction estimate is the difference quotient times signs, in every coordinate.
-    size = float(jnp.mean(jnp.abs(pairs[:, 0] - pairs[:, 1]))) / (2 * sigma)
+    differences = np.abs(np.asarray(pairs[:, 0] - pairs[:, 1], np.float64))
+    usable = differences[np.isfinite(differences)]
+    if usable.size == 0:
+        raise ValueError("every evaluation near params failed: there is nothing to calibrate on")
+    size = float(usable.mean()) / (2 * sigma)
     if not size > 0:
         raise ValueError(f"the loss does not change within sigma={sigma!r} of params: raise sigma")
     stability = _STABILITY * num_steps

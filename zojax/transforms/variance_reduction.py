@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zojax import trees
 from zojax.errors import check_at_least, check_instance
 from zojax.estimation import estimate
+from zojax.estimators.finite_difference import cast_gradient
 from zojax.execution import vectorized
 from zojax.keys import check_key
+from zojax.transforms.as_gradient_transformation import saturating_add
 from zojax.types import Estimator, Execution, Params, PRNGKey
 
 
@@ -21,15 +24,19 @@ class VarianceReductionState(NamedTuple):
     Attributes:
       key: the key of the run; step t uses `fold_in(key, t)`.
       count: steps taken, int32 of shape ().
-      num_queries: loss evaluations so far, of either loss, int32 of shape ().
+      phase: steps since the last full estimate, int32 of shape (); 0 asks for one.
+      num_queries: loss evaluations so far, of either loss, int32 of shape (); saturates.
       anchor: parameters the difference is taken against: those of the last snapshot (`svrg`) or of
         the step before (`spider`).
-      gradient: estimate at the anchor: of the full loss (`svrg`), or the running one (`spider`).
-      value: the last step's mean loss, shape (); NaN before the first.
+      gradient: estimate at the anchor: of the full loss (`svrg`), or the running one (`spider`);
+        float32, floating-point leaves only.
+      value: the last step's mean loss, shape (); NaN before the first, and after a step in which
+        every evaluation failed (which moved nothing).
     """
 
     key: PRNGKey
     count: chex.Array
+    phase: chex.Array
     num_queries: chex.Array
     anchor: Params
     gradient: Params
@@ -52,8 +59,8 @@ def svrg(
     as x is close to x~. The first link of a chain:
     `tx.update(None, state, params, value_fn=batch_loss, full_value_fn=full_loss)`.
 
-    Queries: 2 q per step, q = `est.num_queries(params)`, of the batch loss, and those of
-    `snapshot_est` of the full loss at every snapshot.
+    Queries: those of `snapshot_est`, of the full loss, in a step that takes a snapshot; 2 q of the
+    batch loss in every other step, q = `est.num_queries(params)`.
 
     Args:
       est: an estimator without state, for the batch loss.
@@ -121,13 +128,17 @@ def _variance_reduced(
     def gradient(which: Estimator, loss: Any, params: Params, step_key: PRNGKey) -> Any:
         return estimate(which, loss, params, step_key, (), execution=execution)[0]
 
+    def wide(tree: Params) -> Params:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), trees.partition(tree, None)[0])
+
     def init(params: Params) -> VarianceReductionState:
         return VarianceReductionState(
             key=jnp.copy(key),
             count=jnp.zeros((), jnp.int32),
+            phase=jnp.zeros((), jnp.int32),
             num_queries=jnp.zeros((), jnp.int32),
             anchor=jax.tree.map(jnp.copy, params),
-            gradient=jax.tree.map(jnp.zeros_like, params),
+            gradient=jax.tree.map(jnp.zeros_like, wide(params)),
             value=jnp.full((), jnp.nan, jnp.float32),
         )
 
@@ -148,34 +159,47 @@ def _variance_reduced(
             )
         step_key = jax.random.fold_in(state.key, state.count)
 
-        def start() -> tuple[Params, Params, chex.Array, int]:
+        def start() -> Any:
             result = gradient(at_snapshot, full_value_fn, params, step_key)
-            return result.grad, params, result.value, at_snapshot.num_queries(params)
+            fresh = wide(result.grad)
+            return fresh, (params, fresh), result.value, at_snapshot.num_queries(params)
 
-        def correct() -> tuple[Params, Params, chex.Array, int]:
+        def correct() -> Any:
             here = gradient(est, value_fn, params, step_key)
             there = gradient(est, value_fn, state.anchor, step_key)
             corrected = jax.tree.map(
-                lambda g, h, v: g - h + v, here.grad, there.grad, state.gradient
+                lambda g, h, v: g - h + v, wide(here.grad), wide(there.grad), state.gradient
             )
-            anchor = params if method == "spider" else state.anchor
-            return corrected, anchor, here.value, 2 * est.num_queries(params)
+            kept = (params, corrected) if method == "spider" else (state.anchor, state.gradient)
+            value = here.value + 0 * there.value  # NaN if either failed altogether
+            return corrected, kept, value, 2 * est.num_queries(params)
 
-        def typed(branch: Callable[[], Any]) -> Callable[[], Any]:
+        def safely(branch: Callable[[], Any]) -> Callable[[], Any]:
             def run() -> Any:
-                grad, anchor, value, queries = branch()
-                return grad, anchor, value.astype(jnp.float32), jnp.asarray(queries, jnp.int32)
+                grad, kept, value, queries = branch()
+                is_good = jnp.isfinite(value)
+                # A step in which everything failed goes nowhere and is forgotten.
+                grad = jax.tree.map(lambda g: jnp.where(is_good, g, 0), grad)
+                old = (state.anchor, state.gradient)
+                kept = jax.tree.map(lambda new, x: jnp.where(is_good, new, x), kept, old)
+                value = jnp.where(is_good, value, jnp.nan).astype(jnp.float32)
+                return grad, kept, value, jnp.asarray(queries, jnp.int32)
 
             return run
 
-        is_start = state.count % period == 0
-        grad, anchor, value, queries = jax.lax.cond(is_start, typed(start), typed(correct))
-        keeps = jnp.logical_or(is_start, method == "spider")
-        kept = jax.tree.map(lambda new, old: jnp.where(keeps, new, old), grad, state.gradient)
-        return grad, VarianceReductionState(
+        is_start = state.phase == 0
+        grad, (anchor, kept), value, queries = jax.lax.cond(
+            is_start, safely(start), safely(correct)
+        )
+        # A snapshot that failed is taken again.
+        failed_start = is_start & ~jnp.isfinite(value)
+        moving, rest = trees.partition(params, None)
+        typed = jax.tree.map(lambda g, p: cast_gradient(g, p.dtype), grad, moving)
+        return trees.merge(typed, jax.tree.map(jnp.zeros_like, rest)), VarianceReductionState(
             key=state.key,
             count=optax.safe_increment(state.count),
-            num_queries=state.num_queries + queries,
+            phase=jnp.where(failed_start, 0, (state.phase + 1) % period),
+            num_queries=saturating_add(state.num_queries, queries),
             anchor=anchor,
             gradient=kept,
             value=value,

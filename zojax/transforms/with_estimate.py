@@ -103,7 +103,9 @@ def with_estimate(
         result, estimator_state = estimate(
             est, value_fn, params, step_key, estimator_state, execution=execution
         )
-        value = result.value if est.stencil.has_center else jnp.asarray(value_fn(params))
+        value = result.value
+        if not est.stencil.has_center:
+            value = jnp.asarray(value_fn(params)).astype(value.dtype)
         moved, inner_state = inner.update(
             result.grad,
             state.inner,
