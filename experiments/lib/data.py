@@ -16,6 +16,9 @@ import numpy as np
 from experiments.lib.errors import UserError
 
 DatasetName = Literal["auto", "mnist", "fashion_mnist", "digits"]
+"""Grey images."""
+ColorName = Literal["cifar10"]
+"""Colour images, for the experiments that take them."""
 
 _NUM_VALIDATION = 5_000
 _READ_BATCH = 10_000
@@ -23,7 +26,7 @@ _READ_BATCH = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images, float32 (n, height, width, 1) in [0, 1], and their labels, int32 (n,)."""
+    """Images, float32 (n, height, width, channels) in [0, 1], and their labels, int32 (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -55,22 +58,22 @@ class Dataset:
         return len(self.class_names)
 
 
-def load_dataset(name: DatasetName, data_dir: str | None) -> Dataset:
+def load_dataset(name: DatasetName | ColorName, data_dir: str | None) -> Dataset:
     """Loads a data set from disk; nothing is ever downloaded.
 
     Prepared data are searched in `data_dir`, then `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
     `auto` is MNIST where it is prepared, and scikit-learn's embedded digits elsewhere.
 
     Args:
-        name: One of `DatasetName`.
+        name: One of `DatasetName` or `ColorName`.
         data_dir: A folder that `tensorflow_datasets` prepared, searched first.
 
     Raises:
         UserError: If the name is unknown, or the data are missing or unreadable.
     """
-    if name not in get_args(DatasetName):
-        allowed = ", ".join(get_args(DatasetName))
-        raise UserError(f"unknown dataset '{name}'; the datasets are: {allowed}")
+    names = get_args(DatasetName) + get_args(ColorName)
+    if name not in names:
+        raise UserError(f"unknown dataset '{name}'; the datasets are: {', '.join(names)}")
     if name == "digits":
         return _load_digits()
     if name != "auto":
