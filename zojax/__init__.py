@@ -3,8 +3,8 @@
 Estimates gradients from function values alone and hands them to optax.
 """
 
-from zojax import projections, testing
-from zojax.diagnostics import Diagnosis, diagnose
+from zojax import projections, pruning, testing  # noqa: F401
+from zojax.diagnostics import diagnose
 from zojax.directions import (
     coordinate,
     flat_directions,
@@ -32,14 +32,12 @@ from zojax.estimators import (
     value_baseline,
 )
 from zojax.execution import chunked, vectorized
-from zojax.pruning import grasp_ratios
 from zojax.shaping import (
     centered_rank,
     identity,
     leave_one_out,
     sign_of_difference,
     standardize,
-    top_directions,
 )
 from zojax.sharding import sharded
 from zojax.stencils import central, forward, one_point
@@ -48,9 +46,7 @@ from zojax.transforms import (
     accept_or_reject,
     admm,
     as_gradient_transformation,
-    calibrate_spsa,
     frank_wolfe,
-    gain_schedule,
     mask_optimizer,
     minimax,
     mirror_descent,
@@ -74,7 +70,6 @@ from zojax.types import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Diagnosis",
     "Directions",
     "Estimate",
     "EstimateInfo",
@@ -88,7 +83,6 @@ __all__ = [
     "as_gradient_transformation",
     "ask",
     "augmented_random_search",
-    "calibrate_spsa",
     "centered_rank",
     "central",
     "choose_chunk",
@@ -103,9 +97,7 @@ __all__ = [
     "flat_directions",
     "forward",
     "frank_wolfe",
-    "gain_schedule",
     "gaussian",
-    "grasp_ratios",
     "guided",
     "hadamard",
     "identity",
@@ -119,7 +111,6 @@ __all__ = [
     "orthogonal",
     "pgpe",
     "projected",
-    "projections",
     "proximal",
     "rademacher",
     "scale_by_adamm",
@@ -135,7 +126,6 @@ __all__ = [
     "svrg",
     "tell",
     "testing",
-    "top_directions",
     "value_and_grad",
     "value_baseline",
     "vectorized",

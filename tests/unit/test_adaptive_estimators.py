@@ -298,7 +298,7 @@ def test_grasp_keeps_the_layers_whose_weights_matter():
     """Of sum c w^4 / 4 the score is -3 c^2 w^6: the leaf with the larger c keeps more."""
     params = {"flat": jnp.full(20, 0.5), "steep": jnp.full(20, 0.5)}
     loss = lambda p: 0.1 * jnp.sum(p["flat"] ** 4) + 2 * jnp.sum(p["steep"] ** 4)  # noqa: E731
-    ratios = zojax.grasp_ratios(loss, params, KEY, keep=0.25, num_directions=2000)
+    ratios = zojax.pruning.grasp_ratios(loss, params, KEY, keep=0.25, num_directions=2000)
     assert ratios["steep"] > 0.4 and ratios["flat"] < 0.1
     assert ratios["steep"] + ratios["flat"] == pytest.approx(0.5)
 
@@ -310,7 +310,7 @@ def test_grasp_keeps_the_layers_whose_weights_matter():
         (lambda: zojax.guided(0), "num_guides must be an integer >= 1, got 0"),
         (lambda: zojax.guided(alpha=0.0), r"alpha must be in \(0, 1\], got 0.0"),
         (lambda: zojax.guided(source="oracle"), "source must be 'history' or 'updates'"),
-        (lambda: zojax.top_directions(0), "count must be an integer >= 1, got 0"),
+        (lambda: zojax.shaping.top_directions(0), "count must be an integer >= 1, got 0"),
         (
             lambda: zojax.augmented_random_search(num_directions=4, num_top=5),
             "num_top must be at most num_directions=4, got 5",
@@ -348,7 +348,10 @@ def test_grasp_keeps_the_layers_whose_weights_matter():
             "ratios leave no coordinate",
         ),
         (lambda: zojax.hadamard(0), "block_size must be an integer >= 1"),
-        (lambda: zojax.grasp_ratios(linear, PARAMS, KEY, keep=0.0), r"keep must be in \(0, 1\]"),
+        (
+            lambda: zojax.pruning.grasp_ratios(linear, PARAMS, KEY, keep=0.0),
+            r"keep must be in \(0, 1\]",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):

@@ -418,7 +418,7 @@ def test_oracles_return_the_best_vertex():
 
 
 def test_spsa_gains_move_as_far_as_asked_and_say_so(capsys):
-    gains = zojax.calibrate_spsa(
+    gains = zojax.transforms.calibrate_spsa(
         lambda p: 7 * bowl(p), PARAMS, KEY, num_steps=100, target_change=0.05, sigma=0.01
     )
     assert "calibrate_spsa chose a = " in capsys.readouterr().out
@@ -459,10 +459,10 @@ def test_spsa_gains_move_as_far_as_asked_and_say_so(capsys):
         (lambda: zojax.svrg(zojax.pgpe(), KEY, period=2), "est must have no state"),
         (lambda: zojax.accept_or_reject(-1.0), "tolerance must be >= 0"),
         (lambda: zojax.accept_or_reject(shrink=0.0), r"shrink must be in \(0, 1\]"),
-        (lambda: zojax.gain_schedule(1.0, 0.6, -1.0), "stability must be >= 0"),
+        (lambda: zojax.transforms.gain_schedule(1.0, 0.6, -1.0), "stability must be >= 0"),
         (lambda: zojax.admm(EXACT, BALL, rho=0.0, step_size=0.1), "rho must be a finite"),
         (
-            lambda: zojax.calibrate_spsa(
+            lambda: zojax.transforms.calibrate_spsa(
                 lambda p: 1.0 + 0 * bowl(p), PARAMS, KEY, num_steps=9, target_change=1, sigma=0.1
             ),
             "the loss does not change",

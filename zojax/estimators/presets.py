@@ -135,7 +135,7 @@ def sparse_coordinate_difference(
 
     Args:
       ratios: fraction of the coordinates in the subset, in [0, 1]: one number, or a pytree with one
-        per perturbed leaf, e.g. from `zojax.grasp_ratios`.
+        per perturbed leaf, e.g. from `zojax.pruning.grasp_ratios`.
       key: typed key of the subsets (the estimate's own key is not used).
       every: steps between two draws, at least 1.
       sigma: step along each axis, in parameter units, or a schedule.
