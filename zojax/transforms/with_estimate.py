@@ -57,7 +57,7 @@ def with_estimate(
     The slope is an estimate: where it is too steep the search shortens the step more than
     needed, where its sign is wrong it ends with the shortest step. Allow as many trials as it takes
     to get from the first step to a tiny one: 20 halvings are 1e-6, 20 times 0.8 only 0.01. The
-    value is f(params) itself, from the stencil's centre, or from one evaluation more. Queries: those
+    value is f(params), from the stencil's centre, or from one evaluation more. Queries: those
     of the estimate, this one, and one per trial. Put `zojax.accept_or_reject` behind the search to
     never go up. (optax's zoom line search differentiates the loss; it is no black box.)
 
