@@ -12,6 +12,8 @@ from zojax import trees
 from zojax.directions import all_coordinates
 from zojax.testing import assert_unbiased, check_directions
 
+pytestmark = pytest.mark.statistics
+
 SLOPE = np.linspace(0.5, 1.5, DIMENSION)
 SIGMAS = (0.01, 0.1, 1.0)
 ROOT = np.random.default_rng(0).normal(size=(DIMENSION, DIMENSION)) / DIMENSION**0.5

@@ -11,6 +11,8 @@ from tests.contract.replicates import DIMENSION, PARAMS
 from zojax.diagnostics import expected_cosine
 from zojax.directions import all_coordinates, random_coordinates
 
+pytestmark = pytest.mark.statistics
+
 GRID = (((8, 8), 4), ((16, 16), 4), ((16, 16), 64))  # shape of the parameters, n
 WIDE_GRID = (((16, 16), 4), ((32, 32), 4), ((32, 32), 64))
 # Its law holds until there is a first guide; a distribution need not have one.
