@@ -195,6 +195,7 @@ ESTIMATORS = {
         for shaping in SHAPINGS
         if not (SHAPINGS[shaping].needs_difference and not STENCILS[stencil].is_difference)
         and (stencil, shaping) != ("central", "centered_rank")
+        and (stencil == "central" or shaping in ("identity", "standardize"))
     },
     **{
         f"finite_difference({name})": _finite_difference(directions=name)

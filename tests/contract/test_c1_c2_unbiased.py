@@ -52,8 +52,13 @@ def ladder(params, rung):
     return jnp.stack([loss.astype(jnp.float32) for loss in losses])[rung]
 
 
-@pytest.mark.parametrize("num_directions", [2, 8])
-@each_directions
+# A number of directions that blocks do not fill, too, where there are blocks.
+LADDERS = [(name, 8) for name in DIRECTIONS] + [
+    (name, 2) for name in ("gaussian", "orthogonal", "orthogonal(2)", "hadamard")
+]
+
+
+@pytest.mark.parametrize(("name", "num_directions"), LADDERS)
 def test_c2_linear_quadratic_cubic_and_step_have_their_closed_form_means(name, num_directions):
     case, sigma = DIRECTIONS[name], 0.6
     linears = list(SIGMAS)
