@@ -65,8 +65,10 @@ class Config:
     """Probability that a weight is stuck at zero, in training."""
     fault_sigma: float = 0.1
     """Smoothing on top of quantisation, bit errors and stuck weights."""
-    cvar_level: float = 0.5
-    """values_cvar minimises the mean of the losses above this quantile."""
+    cvar_level: float = 0.7
+    """values_cvar minimises the mean of the losses above this quantile ..."""
+    cvar_share: float = 0.8
+    """... in this last part of its steps, and the mean of all losses before."""
     lpf_gamma: float = 0.1
     """Noise of LPF-SGD, in units of the norm of a filter."""
     sam_radius: float = 0.5
@@ -82,17 +84,17 @@ class Config:
     """Budget of every method but plain back-propagation."""
     backprop_steps: int = 3_000
     """Steps of plain back-propagation, where they cost less than the budget."""
-    num_directions: int = 512
+    num_directions: int = 256
     """Antithetic pairs per step of the methods that use values only."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Images per step of the methods that use values only."""
     learning_rate: float = 0.05
     """First learning rate (cosine to 1 %) of the methods that use values only."""
     fault_learning_rate: float = 0.02
     """The same, where faults are inside the loss."""
     relative_weight_decay: float = 0.1
-    """Decoupled weight decay of values_relative. The noise of an estimate makes weights that matter
-    little wander, which adds to noise relative to a layer (and hides noise of a fixed size)."""
+    """Decoupled weight decay of the methods with noise relative to each layer. Without it weights
+    grow under noise, the more so under that of an estimate, and drown those that matter."""
     first_order_batch: int = 256
     """Images per step of the first-order methods."""
     first_order_learning_rate: float = 3e-3
@@ -127,6 +129,8 @@ class Config:
                 raise ValueError(f"{field.name} must be > 0 and finite, got {value}")
         if not 2 <= self.bits <= 16:
             raise ValueError(f"bits must be in [2, 16], got {self.bits}")
+        if not self.cvar_share <= 1:
+            raise ValueError(f"cvar_share must be at most 1, got {self.cvar_share}")
         for name in ("bit_error", "stuck", "cvar_level"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
@@ -147,14 +151,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {
         "dataset": "mnist",
         "methods": ("backprop", "noise_backprop_relative", "values_relative"),
-        "sample_forwards": 1.2e9,
+        "pool": 1,
+        "sample_forwards": 6e8,
         "num_directions": 128,
         "batch_size": 1024,
         "first_order_batch": 1024,
         "chunk": 16,
         "learning_rate": 0.01,
-        "num_chips": 25,
-        "num_seeds": 1,
+        "num_chips": 100,
     },
 }
 
@@ -201,6 +205,8 @@ def run_experiment(config: Config) -> RunDirectory:
             "seconds_all_seeds": round(seconds, 1),
             "seeds": [
                 robust_chips.describe(network, c, tested)
+                | {"devices": evaluator.on_devices(network, jax.random.key(2**31))}
+                | robust_chips.sharpness(task.loss_fn, network, data)
                 for network, c in zip(networks, curves, strict=True)
             ],
         }

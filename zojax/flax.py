@@ -12,6 +12,8 @@ import chex
 import jax
 from flax import linen, nnx
 
+from zojax import search
+from zojax.search import Stage
 from zojax.types import LossFn, Params, PRNGKey
 
 Criterion = Callable[[chex.Array, Any], chex.Array]
@@ -100,3 +102,87 @@ def _reseed(model: nnx.Module, key: PRNGKey) -> None:
     names = sorted({stream.tag for stream in streams})
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
     nnx.reseed(model, policy="match_shape", **keys)  # type: ignore[arg-type]
+
+
+def linen_stages(
+    module: linen.Sequential, variables: Mapping[str, Any], inputs: Any
+) -> list[Stage]:
+    """Describes an `nn.Sequential` as stages for `zojax.search.layered_rso`.
+
+    Dense, convolutional (two-dimensional, ungrouped, undilated) and batch-normalisation layers are
+    recognised; functions and layers without parameters are tried on random numbers: what treats
+    every channel alone is `channelwise`, what only reshapes to (batch, -1) is `flatten`. All else
+    is `mixing`: right, and recomputed whole. A network that is no `nn.Sequential` lists its stages
+    itself.
+
+    Args:
+      module: the network; batch normalisation with `use_running_average=False`.
+      variables: what `module.init` returned.
+      inputs: an example batch, or its shape and dtype, of at least two examples.
+
+    Raises:
+      ValueError: for another module.
+    """
+    if not isinstance(module, linen.Sequential):
+        raise ValueError(f"linen_stages takes an nn.Sequential, got {type(module).__name__}")
+    params, stages = variables["params"], []
+    x = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    for number, layer in enumerate(module.layers):
+        name = f"layers_{number}"
+        if isinstance(layer, linen.Module):
+            name = layer.name or name
+        stage = _stage(layer, name if params.get(name) else None, x)
+        stages.append(stage)
+        x = jax.eval_shape(stage.apply, params.get(name, {}), x)
+    return stages
+
+
+def _stage(layer: Any, name: str | None, x: Any) -> Stage:
+    if not isinstance(layer, linen.Module):
+        return _without_parameters(layer, x)
+    is_plain = getattr(layer, "dtype", None) is None and getattr(layer, "precision", None) is None
+    if name and isinstance(layer, linen.Dense) and is_plain:
+        return search.dense(name)
+    if name and isinstance(layer, linen.Conv) and is_plain and _is_plain_conv(layer, x):
+        pads: Any = linen.linear.canonicalize_padding(layer.padding, 2)
+        strides: Any = layer.strides or 1
+        strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
+        window: Any = tuple(layer.kernel_size)  # type: ignore[arg-type]
+        return search.conv(name, strides=strides, padding=pads, window=window)
+
+    def apply(params: Params, x: chex.Array) -> chex.Array:
+        return layer.apply({"params": params}, x, mutable=["batch_stats"])[0]
+
+    if name is None:
+        return _without_parameters(lambda x: apply({}, x), x)
+    is_per_channel = isinstance(layer, linen.BatchNorm) and layer.axis == -1
+    return (search.channelwise if is_per_channel else search.mixing)(apply, name)
+
+
+def _is_plain_conv(layer: linen.Conv, x: Any) -> bool:
+    ones = (None, 1, (1, 1), [1, 1])
+    return (
+        len(x.shape) == 4
+        and not isinstance(layer.kernel_size, int)
+        and layer.feature_group_count == 1
+        and layer.mask is None
+        and layer.input_dilation in ones
+        and layer.kernel_dilation in ones
+        and layer.padding not in ("CIRCULAR", "CAUSAL")
+    )
+
+
+def _without_parameters(function: Callable[..., Any], x: Any) -> Stage:
+    """Tries what a function does to random numbers; one that fails on a part is `mixing`."""
+    numbers = jax.random.normal(jax.random.key(0), (2, *x.shape[1:]), x.dtype)
+    whole = function(numbers)
+    flat = numbers.reshape(2, -1)
+    if numbers.ndim > 2 and whole.shape == flat.shape and bool((whole == flat).all()):
+        return search.flatten()
+    try:
+        channels = [function(numbers[..., i : i + 1]) for i in range(x.shape[-1])]
+        joined = jax.numpy.concatenate(channels, axis=-1)
+        is_apart = joined.shape == whole.shape and bool(jax.numpy.allclose(joined, whole))
+    except (TypeError, ValueError):
+        is_apart = False
+    return (search.channelwise if is_apart else search.mixing)(function)

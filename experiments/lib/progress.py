@@ -48,6 +48,15 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def advance(self, completed: int) -> None:
+        """Moves the live bar between two reports; prints nothing elsewhere.
+
+        Args:
+            completed: Steps done so far.
+        """
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=completed)
+
     def update(
         self,
         completed: int,

@@ -83,7 +83,7 @@ def write(
         "parameters": count_parameters(task),
         "seed": seed,
         **_scores(evaluator, task, result),
-        "params_sha256": _digest(result.params),
+        "params_sha256": digest(result.params),
     }
     if baseline is not None:
         summary["back_propagation"] = _scores(evaluator, task, baseline)
@@ -120,11 +120,12 @@ def _scores(evaluator: Evaluator, task: Task, result: Result) -> dict[str, Any]:
     }
 
 
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
+def digest(params: Any) -> str:
+    """Returns the sha256 of all parameters."""
+    found = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def _draw(

@@ -68,6 +68,18 @@ def conditions(sigma: float, relative: float, bits: int, bit_error: float) -> li
     ]
 
 
+DEVICES: dict[str, robustness.WeightNoise] = {
+    **{f"{bits} bits": robustness.quantized(bits) for bits in (8, 6, 4, 3, 2)},
+    **{f"pruned {share:.0%}": robustness.pruned(share) for share in (0.5, 0.7, 0.9)},
+    "a day": robustness.drift(24 * 60.0),
+    "a year": robustness.drift(365 * 24 * 60.0),
+}
+"""What is reported as one number: rounding, pruning, drift (in minutes since programming)."""
+
+_SHARPNESS_SIGMA = 0.05
+_ALLOWED_RISE = 0.1
+
+
 class Evaluator:
     """Curves of many networks of one shape; every condition is compiled once.
 
@@ -91,6 +103,9 @@ class Evaluator:
         """
         self._accuracy, self._data, self._num_chips = jax.jit(accuracy), data, num_chips
         self._programs = [(c, self._compile(c.make_model)) for c in conditions]
+        self._devices = {
+            name: self._compile(lambda level, model=model: model) for name, model in DEVICES.items()
+        }
 
     def _compile(self, make_model: Models) -> Callable[..., jax.Array]:
         @jax.jit
@@ -124,6 +139,35 @@ class Evaluator:
             )
             for condition, program in self._programs
         }
+
+    def on_devices(self, params: Any, key: jax.Array) -> dict[str, float]:
+        """Returns the mean accuracy over chips on each of `DEVICES`.
+
+        Args:
+            params: One network.
+            key: Of the chips.
+        """
+        level = jnp.zeros(1)
+        return {
+            name: float(program(params, key, level, self._data).mean())
+            for name, program in self._devices.items()
+        }
+
+
+def sharpness(loss_fn: Callable[..., jax.Array], params: Any, data: Any) -> dict[str, float]:
+    """Returns the trace of the Hessian and the PAC-Bayes radius, both from values only.
+
+    Args:
+        loss_fn: `loss_fn(params, (images, labels)) -> scalar`.
+        params: One network.
+        data: Images and labels.
+    """
+    key = jax.random.key(2**31 + 1)
+    found = robustness.sharpness(loss_fn, params, key, sigma=_SHARPNESS_SIGMA, args=(data,))
+    radius = robustness.pac_bayes_radius(
+        loss_fn, params, key, rise=_ALLOWED_RISE, num_directions=16, args=(data,)
+    )
+    return {"hessian_trace": found.hessian_trace, "pac_bayes_radius": radius}
 
 
 def describe(

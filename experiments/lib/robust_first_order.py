@@ -30,6 +30,7 @@ class Settings(Protocol):
     bit_error: float
     stuck: float
     cvar_level: float
+    cvar_share: float
     lpf_gamma: float
     sam_radius: float
     entropy_scope: float
@@ -57,6 +58,8 @@ class Method(NamedTuple):
         gradient: `(params, key, batch) -> what Adam descends along`.
         project: Applied to the parameters after every step.
         weight_decay: Decoupled (AdamW), as a multiple of the learning rate.
+        late_gradient: What is descended along after `early_share` of the steps; None for no change.
+        early_share: In [0, 1].
     """
 
     label: str
@@ -67,6 +70,8 @@ class Method(NamedTuple):
     gradient: Gradient
     project: Callable[[Params], Params] = lambda params: params
     weight_decay: float = 0.0
+    late_gradient: Gradient | None = None
+    early_share: float = 1.0
 
 
 def _first_order(
@@ -105,7 +110,8 @@ def noise_injected(settings: Settings, task: Task, relative: bool = False) -> Me
         return mean(jax.vmap(on_draw)(jax.random.split(key, _NOISE_DRAWS)))
 
     label = f"noise-injected back-propagation, {strength(settings, relative)}"
-    return _first_order(settings, label, gradient, passes=_NOISE_DRAWS)
+    decay = settings.relative_weight_decay if relative else 0.0
+    return _first_order(settings, label, gradient, passes=_NOISE_DRAWS, weight_decay=decay)
 
 
 def lpf_sgd(settings: Settings, task: Task) -> Method:

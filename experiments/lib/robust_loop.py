@@ -12,7 +12,7 @@ import optax
 from experiments.lib.classifier import Task
 from experiments.lib.errors import UserError
 from experiments.lib.progress import Progress
-from experiments.lib.robust_first_order import Method
+from experiments.lib.robust_first_order import Gradient, Method
 
 _NUM_LINES = 4  # of progress per method
 
@@ -27,12 +27,13 @@ class Budget(Protocol):
 
 
 def make_chunk(
-    method: Method, tx: optax.GradientTransformation
+    method: Method, gradient: Gradient, tx: optax.GradientTransformation
 ) -> Callable[..., tuple[Any, optax.OptState]]:
     """Compiles a chunk of training steps for all seeds at once.
 
     Args:
-        method: What to descend along.
+        method: The batch size and the projection.
+        gradient: What to descend along.
         tx: The optimiser.
     """
 
@@ -40,7 +41,7 @@ def make_chunk(
         batch_key, noise_key = jax.random.split(key)
         chosen = jax.random.randint(batch_key, (method.batch_size,), 0, len(data[1]))
         batch = jax.tree.map(lambda x: x[chosen], data)
-        updates, state = tx.update(method.gradient(params, noise_key, batch), state, params)
+        updates, state = tx.update(gradient(params, noise_key, batch), state, params)
         return method.project(optax.apply_updates(params, updates)), state
 
     @jax.jit
@@ -75,11 +76,14 @@ def train(config: Budget, task: Task, name: str, method: Method) -> tuple[Any, i
     keys = jax.vmap(jax.random.split)(jnp.stack(seeds))  # of parameters, of steps
     params = jax.vmap(task.init)(keys[:, 0])
     state = jax.vmap(tx.init)(params)
-    chunk, began = make_chunk(method, tx), time.perf_counter()
+    chunk, began = make_chunk(method, method.gradient, tx), time.perf_counter()
+    switch = round(method.early_share * num_steps)
     loss_fn = jax.jit(lambda params, data: jax.vmap(task.loss_fn, (0, None))(params, data).mean())
-    stops = np.unique(np.linspace(0, num_steps, _NUM_LINES + 1).astype(int))
+    stops = np.unique([*np.linspace(0, num_steps, _NUM_LINES + 1).astype(int), switch])
     with Progress(num_steps, method.label) as progress:
         for start, stop in zip(stops[:-1], stops[1:], strict=True):
+            if start == switch and method.late_gradient:
+                chunk = make_chunk(method, method.late_gradient, tx)
             params, state = chunk(params, state, start, stop, keys[:, 1], task.train)
             loss = float(loss_fn(params, task.validation))
             if not np.isfinite(loss):

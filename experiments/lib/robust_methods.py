@@ -110,7 +110,14 @@ def _stuck(settings: Settings, task: Task) -> Method:
 
 
 def _cvar(settings: Settings, task: Task) -> Method:
-    return _smoothed(settings, task, shaping=robustness.cvar(settings.cvar_level))
+    """The mean first: the worst of a network that knows nothing teach it little."""
+    mean_first = _smoothed(settings, task)
+    late = _smoothed(settings, task, shaping=robustness.cvar(settings.cvar_level))
+    return late._replace(
+        gradient=mean_first.gradient,
+        late_gradient=late.gradient,
+        early_share=1 - settings.cvar_share,
+    )
 
 
 def _estimator(count: int, sigma: float, shaping: zojax.Shaping = zojax.identity) -> Any:

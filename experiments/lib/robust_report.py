@@ -36,7 +36,8 @@ def write(
         "methods": results,
     }
     run.write_summary(summary)
-    (run.path / "table.md").write_text(table(results, conditions))
+    tables = f"{table(results, conditions)}\n{device_table(results)}"
+    (run.path / "table.md").write_text(tables)
     title = (
         f"{config.dataset}: means over chips and seeds; bands reach down to the 5th-percentile chip"
     )
@@ -89,6 +90,28 @@ def table(results: Mapping[str, Any], conditions: Sequence[Condition]) -> str:
             row.append(f"{over_seeds(seeds, name, 'area')[0]:.3f}")
         row.append(f"{over_seeds(seeds, 'rms_weight')[0]:.3f}")
         rows.append(row)
+    return _markdown(rows)
+
+
+def device_table(results: Mapping[str, Any]) -> str:
+    """Returns the Markdown table of accuracy after rounding, pruning, drift, and of sharpness.
+
+    Args:
+        results: The `methods` of the summary.
+    """
+    devices = list(next(iter(results.values()))["seeds"][0]["devices"])
+    head = ["trained by", *devices, "tr H", "PAC-Bayes radius"]
+    rows = [head, ["---"] * len(head)]
+    for entry in results.values():
+        seeds = entry["seeds"]
+        row = [entry["label"], *(_percent(seeds, "devices", name) for name in devices)]
+        row.append("{:.3g} ± {:.2g}".format(*over_seeds(seeds, "hessian_trace")))
+        row.append(f"{over_seeds(seeds, 'pac_bayes_radius')[0]:.3f}")
+        rows.append(row)
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 

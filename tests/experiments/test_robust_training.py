@@ -42,8 +42,13 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys):
             assert len(seed[name]["mean"]) == len(seed[name]["levels"]) == 7
             assert seed[name]["worst"][3] <= seed[name]["fifth_percentile"][3]
         assert seed["absolute"]["mean"][0] == pytest.approx(seed["clean"])
+        assert set(seed["devices"]) == set(robust_chips.DEVICES)
+        assert seed["devices"]["8 bits"] == pytest.approx(seed["clean"], abs=0.05)
+        assert np.isfinite(seed["hessian_trace"])
+        assert 0 < seed["pac_bayes_radius"] <= 1
     assert values["seeds"][0] != values["seeds"][1]
-    assert len((folder / "table.md").read_text().splitlines()) == 2 + len(methods)
+    curves, devices = (folder / "table.md").read_text().split("\n\n")
+    assert len(curves.splitlines()) == len(devices.splitlines()) == 2 + len(methods)
     assert (folder / "figures" / "robustness.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert str(folder) in printed

@@ -10,6 +10,7 @@ pytest.importorskip("flax")
 from flax import linen, nnx  # noqa: E402
 
 import zojax.flax  # noqa: E402
+from zojax.search import stages as chain  # noqa: E402
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(jax.random.key(1), (16, 4))
@@ -126,3 +127,66 @@ def test_linen_without_other_collections_or_randomness():
     value, grad = zojax.value_and_grad(loss_fn, zojax.spsa())(params, KEY, BATCH)
     assert np.isfinite(value)
     assert jax.tree.structure(grad) == jax.tree.structure(params)
+
+
+def average_pool(x):
+    return linen.avg_pool(x, (2, 2), (2, 2))
+
+
+def flatten(x):
+    return x.reshape(len(x), -1)
+
+
+def test_stages_of_a_sequential_module():
+    module = linen.Sequential(
+        [
+            linen.Conv(4, (3, 3), strides=2, padding="VALID"),
+            linen.BatchNorm(use_running_average=False),
+            linen.relu,
+            average_pool,
+            flatten,
+            linen.Dense(8),
+            linen.LayerNorm(),
+            linen.tanh,
+            linen.Dense(3, use_bias=False),
+            linen.log_softmax,
+        ]
+    )
+    x = jax.random.normal(jax.random.key(0), (6, 9, 9, 2))
+    variables = module.init(jax.random.key(1), x)
+    stages = zojax.flax.linen_stages(module, variables, x)
+    kinds = ["conv", "channelwise", "channelwise", "channelwise", "flatten", "dense", "mixing"]
+    assert [stage.kind for stage in stages] == [*kinds, "channelwise", "dense", "mixing"]
+    named = [stage.name for stage in stages if stage.name]
+    assert named == ["layers_0", "layers_1", "layers_5", "layers_6", "layers_8"]
+    expected, _ = module.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        chain.run(stages, variables["params"], x), expected, rtol=1e-5, atol=1e-5
+    )
+    chain.check(stages, variables["params"], x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        linen.Conv(4, (3, 3), feature_group_count=2),
+        linen.Conv(4, (3, 3), kernel_dilation=2),
+        linen.Conv(4, (3, 3), padding="CIRCULAR"),
+        linen.Dense(4, dtype=jnp.bfloat16),
+        linen.GroupNorm(num_groups=2),
+    ],
+)
+def test_layers_that_are_none_of_the_simple_kinds_are_recomputed_whole(layer):
+    module = linen.Sequential([layer])
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 2))
+    variables = module.init(jax.random.key(1), x)
+    (stage,) = zojax.flax.linen_stages(module, variables, x)
+    assert stage.kind == "mixing"
+    np.testing.assert_array_equal(
+        stage.apply(variables["params"]["layers_0"], x), module.apply(variables, x)
+    )
+
+
+def test_stages_need_a_sequential_module():
+    with pytest.raises(ValueError, match=r"linen_stages takes an nn.Sequential, got Dense"):
+        zojax.flax.linen_stages(linen.Dense(3), {"params": {}}, jnp.zeros((2, 3)))
