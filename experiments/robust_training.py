@@ -80,11 +80,11 @@ class Config:
     fault_clip: float = 0.5
     """The same, of values_bit_errors."""
 
-    sample_forwards: float = 3.5e7
+    sample_forwards: float = 7e7
     """Budget of every method but plain back-propagation."""
     backprop_steps: int = 3_000
     """Steps of plain back-propagation, where they cost less than the budget."""
-    num_directions: int = 256
+    num_directions: int = 512
     """Antithetic pairs per step of the methods that use values only."""
     batch_size: int = 64
     """Images per step of the methods that use values only."""
@@ -144,6 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "methods": ("backprop", "noise_backprop", "sam", "values", "values_bit_errors"),
         "sample_forwards": 1e7,
+        "num_directions": 256,
         "backprop_steps": 1_000,
         "num_chips": 25,
         "num_seeds": 1,

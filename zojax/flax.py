@@ -121,7 +121,8 @@ def linen_stages(
       inputs: an example batch, or its shape and dtype, of at least two examples.
 
     Raises:
-      ValueError: for another module.
+      ValueError: for another module, batch normalisation with stored statistics, or a module that
+        does not compute what its stages do.
     """
     if not isinstance(module, linen.Sequential):
         raise ValueError(f"linen_stages takes an nn.Sequential, got {type(module).__name__}")
@@ -134,28 +135,46 @@ def linen_stages(
         stage = _stage(layer, name if params.get(name) else None, x)
         stages.append(stage)
         x = jax.eval_shape(stage.apply, params.get(name, {}), x)
+    _check_same(module, variables, stages, inputs)
     return stages
+
+
+def _check_same(
+    module: linen.Sequential, variables: Mapping[str, Any], stages: list[Stage], inputs: Any
+) -> None:
+    x = jax.numpy.ones((2, *inputs.shape[1:]), inputs.dtype)
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+        x = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+    expected, _ = module.apply(dict(variables), x, mutable=["batch_stats"])
+    found = search.stages.run(stages, variables["params"], x)
+    if expected.shape != found.shape or not jax.numpy.allclose(expected, found, 1e-3, 1e-3):
+        kinds = ", ".join(stage.kind for stage in stages)
+        raise ValueError(f"the stages {kinds} do not compute what the module does; list your own")
+
+
+_CUSTOM = ("dtype", "precision", "dot_general", "dot_general_cls", "conv_general_dilated")
 
 
 def _stage(layer: Any, name: str | None, x: Any) -> Stage:
     if not isinstance(layer, linen.Module):
         return _without_parameters(layer, x)
-    is_plain = getattr(layer, "dtype", None) is None and getattr(layer, "precision", None) is None
-    if name and isinstance(layer, linen.Dense) and is_plain:
+    is_plain = all(getattr(layer, attribute, None) is None for attribute in _CUSTOM)
+    if name and type(layer) is linen.Dense and is_plain:
         return search.dense(name)
-    if name and isinstance(layer, linen.Conv) and is_plain and _is_plain_conv(layer, x):
+    if name and type(layer) is linen.Conv and is_plain and _is_plain_conv(layer, x):
         pads: Any = linen.linear.canonicalize_padding(layer.padding, 2)
         strides: Any = layer.strides or 1
         strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
-        window: Any = tuple(layer.kernel_size)  # type: ignore[arg-type]
-        return search.conv(name, strides=strides, padding=pads, window=window)
+        return search.conv(name, strides=strides, padding=pads)
 
     def apply(params: Params, x: chex.Array) -> chex.Array:
         return layer.apply({"params": params}, x, mutable=["batch_stats"])[0]
 
     if name is None:
         return _without_parameters(lambda x: apply({}, x), x)
-    is_per_channel = isinstance(layer, linen.BatchNorm) and layer.axis == -1
+    if isinstance(layer, linen.BatchNorm) and layer.use_running_average is not False:
+        raise ValueError(f"{name} must be a BatchNorm with use_running_average=False")
+    is_per_channel = type(layer) is linen.BatchNorm and layer.axis == -1
     return (search.channelwise if is_per_channel else search.mixing)(apply, name)
 
 
@@ -168,21 +187,25 @@ def _is_plain_conv(layer: linen.Conv, x: Any) -> bool:
         and layer.mask is None
         and layer.input_dilation in ones
         and layer.kernel_dilation in ones
-        and layer.padding not in ("CIRCULAR", "CAUSAL")
+        and (layer.padding in ("SAME", "VALID") or not isinstance(layer.padding, str))
     )
 
 
 def _without_parameters(function: Callable[..., Any], x: Any) -> Stage:
     """Tries what a function does to random numbers; one that fails on a part is `mixing`."""
+    if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+        return search.mixing(function)
     numbers = jax.random.normal(jax.random.key(0), (2, *x.shape[1:]), x.dtype)
     whole = function(numbers)
     flat = numbers.reshape(2, -1)
     if numbers.ndim > 2 and whole.shape == flat.shape and bool((whole == flat).all()):
         return search.flatten()
+    if whole.shape[-1] != x.shape[-1]:
+        return search.mixing(function)
     try:
         channels = [function(numbers[..., i : i + 1]) for i in range(x.shape[-1])]
         joined = jax.numpy.concatenate(channels, axis=-1)
         is_apart = joined.shape == whole.shape and bool(jax.numpy.allclose(joined, whole))
-    except (TypeError, ValueError):
+    except Exception:  # whatever a function does that was not made for one channel
         is_apart = False
     return (search.channelwise if is_apart else search.mixing)(function)

@@ -187,7 +187,8 @@ class Searcher:
     def compile(self) -> float:
         """Compiles; returns the seconds it took."""
         since = time.perf_counter()
-        jax.block_until_ready(self._advance(self.carry, 0, self._key, *self._task.train))
+        none = jnp.zeros((), jnp.int32)
+        jax.block_until_ready(self._advance(self.carry, none, self._key, *self._task.train))
         return time.perf_counter() - since
 
     def round(self, number: int, show: Callable[[int], None]) -> dict[str, Any]:
@@ -257,13 +258,14 @@ def train_twin(
 
         return jax.lax.fori_loop(0, steps, one, (params, state))
 
-    state, began = tx.init(params), time.perf_counter()
+    state, seconds = tx.init(params), 0.0
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     with Progress(config.num_rounds, contest.label) as progress:
         for number in range(1, config.num_rounds + 1):
+            since = time.perf_counter()
             params, state = epoch(params, state, jax.random.fold_in(key, number), *task.train)
             jax.block_until_ready(params)
-            seconds = time.perf_counter() - began
+            seconds += time.perf_counter() - since
             accuracy, loss = scorer.score(params, task.validation)
             row = {
                 "updates": number * steps * size,

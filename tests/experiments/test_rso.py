@@ -37,7 +37,7 @@ def test_a_short_run_writes_everything_and_counts_exactly(tmp_path, monkeypatch,
     found = rows(folder)
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
     assert [row["by"] for row in found] == ["search"] * 4 + ["sgd"] * 2
-    blocks = 4 + 1 + 1 + 1
+    blocks = 1 + 1 + 1 + 1
     for row in found[:4]:
         assert row["updates"] == row["round"] * WEIGHTS
         assert row["queries"] == row["round"] * (2 * WEIGHTS + blocks)
@@ -156,9 +156,10 @@ def test_the_residual_network_takes_steps_on_random_colour_images():
         (["--batch-sizes", 0], "every batch size must be >= 1"),
         (["--batch-sizes", 64, 64], "each only once"),
         (["--batch-sizes", 5000], r"batch_size is 5000, larger than the data \(1293 examples\)"),
-        (["--group-size", 100], "group_size must be at most block_size=64, got 100"),
+        (["--group-size", 300], "group_size must be at most block_size=256, got 300"),
         (["--weight-decay", 1], r"weight_decay must be in \[0, 1\), got 1"),
         (["--num-rounds", 0], "num_rounds must be >= 1, got 0"),
+        (["--twin", "--twin-batch-size", 5000], "twin_batch_size is 5000, larger than the data"),
         (["--twin-learning-rate", 0], "twin_learning_rate must be > 0"),
     ],
 )

@@ -187,6 +187,27 @@ def test_layers_that_are_none_of_the_simple_kinds_are_recomputed_whole(layer):
     )
 
 
+def test_stages_refuse_stored_statistics():
+    module = linen.Sequential([linen.BatchNorm(use_running_average=True)])
+    x = jnp.ones((2, 6, 6, 2))
+    with pytest.raises(ValueError, match="layers_0 must be a BatchNorm with use_running_average"):
+        zojax.flax.linen_stages(module, module.init(jax.random.key(1), x), x)
+
+
+class TripledDense(linen.Dense):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+def test_what_looks_like_a_simple_kind_is_not_taken_for_one():
+    repeat = lambda x: jnp.repeat(x, 2, axis=-1)  # noqa: E731
+    module = linen.Sequential([linen.Conv(4, (5, 5), padding="REFLECT"), repeat, TripledDense(3)])
+    x = jnp.ones((2, 6, 6, 2))
+    variables = module.init(jax.random.key(1), x)
+    stages = zojax.flax.linen_stages(module, variables, x)
+    assert [stage.kind for stage in stages] == ["mixing"] * 3
+
+
 def test_stages_need_a_sequential_module():
     with pytest.raises(ValueError, match=r"linen_stages takes an nn.Sequential, got Dense"):
         zojax.flax.linen_stages(linen.Dense(3), {"params": {}}, jnp.zeros((2, 3)))

@@ -1,5 +1,6 @@
 """Random search optimisation: decisions, counts, both ways of evaluating, and bad input."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,10 +119,11 @@ def test_the_order_is_last_layer_first_and_channel_by_channel():
     assert list(dict.fromkeys(forward.leaf)) == list(dict.fromkeys(table.leaf[::-1]))
 
 
-@pytest.mark.parametrize("group_size", [2, 4, 5])
-def test_groups_cover_every_weight_and_never_leave_the_leaf(group_size):
+@pytest.mark.parametrize("block_size", [7, 12, 64])
+@pytest.mark.parametrize("group_size", [1, 2, 4, 5])
+def test_groups_cover_every_weight_and_never_leave_the_leaf(group_size, block_size):
     params = {"a": jnp.zeros((3, 3)), "b": jnp.zeros(2)}
-    table = weight_order(params, 7, group_size, "last_first")
+    table = weight_order(params, block_size, group_size, "last_first")
     sizes = [9, 2]
     for leaf in (0, 1):
         visited = set()
@@ -193,7 +195,7 @@ def network_case():
     [
         {"block_size": 1},
         {"block_size": 16, "weight_decay": 0.0},
-        {"block_size": 16, "group_size": 8, "weight_decay": 0.0},
+        {"block_size": 64, "group_size": 8, "weight_decay": 0.0},
         {"block_size": 16, "group_size": 8},
     ],
     ids=["as published", "kept batch", "groups", "groups with decay"],
@@ -216,7 +218,7 @@ def test_stages_take_the_decisions_of_the_black_box(options):
         )
 
 
-def test_a_group_of_one_is_the_published_search_and_larger_ones_still_descend():
+def test_groups_descend_too():
     params, x, labels = network_case()
     params = jax.tree.map(lambda w: w.astype(jnp.float32), params)
     losses = {}
@@ -262,8 +264,12 @@ def test_candidates_that_are_not_finite_are_never_taken():
     assert float(jnp.mean(state.params["w"])) > 0.5
 
 
-def test_if_nothing_is_finite_nothing_changes():
-    kernel = search.rso(lambda params: jnp.nan, block_size=11, weight_decay=0.0)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_if_nothing_is_finite_nothing_changes(weight_decay, group_size):
+    kernel = search.rso(
+        lambda params: jnp.nan, block_size=11, weight_decay=weight_decay, group_size=group_size
+    )
     state, info = kernel.step(kernel.init(start()), KEY)
     jax.tree.map(np.testing.assert_array_equal, state.params, start())
     assert int(info.num_nonfinite) == int(info.num_queries)
@@ -285,11 +291,10 @@ def test_no_gradient_is_taken():
 
 def test_a_second_call_does_not_compile_again():
     kernel = search.rso(quadratic, block_size=4)
-    step = jax.jit(kernel.step)
     state = kernel.init(start())
     for _ in range(3):
-        state, _ = step(state, KEY)
-    assert step._cache_size() == 1
+        state, _ = kernel.step(state, KEY)  # jits inside
+    assert kernel.step._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -341,6 +346,9 @@ def test_stages_that_do_not_fit():
     chain.check((search.dense("d"),), params, x)
     with pytest.raises(ValueError, match="stages name the parameters"):
         chain.check((search.dense("e"),), params, x)
+    kernel = search.layered_rso((search.dense("d"),), criterion)
+    with pytest.raises(ValueError, match=r"takes \(state, key, inputs, targets\), got 1 arrays"):
+        kernel.step(kernel.init({"d": {"kernel": jnp.eye(3)}}), KEY, x)
     with pytest.raises(ValueError, match="has no weights: leave its name out"):
         chain.check(
             (search.dense("d"), search.channelwise(lambda p, x: x, "a")), {**params, "a": {}}, x

@@ -36,22 +36,23 @@ def flops(
     Args:
       moves_of: `(params, leaf) -> moves`.
       order: the blocks.
-      params: the weights, or their shapes.
+      params: the weights.
       batch: of a block, or its shapes.
       decays: whether there is weight decay.
     """
-    total = 0.0
+    total, whole = 0.0, None
     for leaf in np.unique(order.leaf):
         own = order.leaf == leaf
         lengths, groups = order.length[own], order.length[own] // order.group[own]
         moves = moves_of(params, int(leaf))
         context = jax.eval_shape(moves.open, params, batch)
-        one = _count(moves.value, context)
         if moves.is_incremental:
-            opening = _count(moves.open, params, batch) + one
+            one = _count(moves.value, context)
+            opening = _count(moves.open, params, batch) + (0 if decays else one)
             total += len(lengths) * opening + groups.sum() * _visit(moves, context, one, decays)
         else:
-            total += one * queries(lengths, order.group[own], decays).sum()
+            whole = _count(moves.value, context) if whole is None else whole
+            total += whole * queries(lengths, order.group[own], decays).sum()
     return float(total)
 
 
@@ -70,4 +71,5 @@ def _visit(moves: Moves, context: Any, one: float, decays: bool) -> float:
 
 
 def _count(function: Callable[..., Any], *args: Any) -> float:
-    return float((jax.jit(function).lower(*args).cost_analysis() or {}).get("flops", np.nan))
+    analysis = jax.jit(function).lower(*args).cost_analysis()
+    return np.nan if analysis is None else float(analysis.get("flops", 0.0))

@@ -16,8 +16,7 @@ from zojax.search.moves import Moves, loss_dtype
 from zojax.search.order import Order, WeightOrder, check_scales, initial_scales, weight_order
 from zojax.types import Params, PRNGKey
 
-KEPT, PLUS, MINUS = 0, 1, 2
-_UNUSED = -1
+_KEPT, _UNUSED = 0, -1
 
 
 class RSOState(NamedTuple):
@@ -149,7 +148,7 @@ def build(
         rounds = jnp.minimum(state.step // table.num_blocks, options.num_rounds)
         done = rounds.astype(scale.dtype) / options.num_rounds
         scale *= options.final_scale + (1 - options.final_scale) * (1 - done)
-        changes = scale * jax.random.normal(change_key, (table.largest,), scale.dtype)
+        changes = scale * jax.random.normal(change_key, (table.largest,)).astype(scale.dtype)
 
         def run(moves: Moves) -> tuple[Params, RSOInfo]:
             return _search(moves, state.params, batch, changes, start, length, group, options)
@@ -167,7 +166,14 @@ def build(
         )
         return costs.flops(moves_of, order_of(params), params, batch, decays)
 
-    return RSO(init, step, lambda params: order_of(params).num_blocks, num_queries, flops, order_of)
+    return RSO(
+        init,
+        jax.jit(step),
+        lambda params: order_of(params).num_blocks,
+        num_queries,
+        flops,
+        order_of,
+    )
 
 
 def _batch(key: PRNGKey, data: tuple[Any, ...], batch_size: int | None) -> tuple[Any, ...]:
@@ -210,8 +216,8 @@ def _search(
         context, value, choices, bad = carry
         # A lane beyond the group repeats the first one: it is not evaluated and changes nothing.
         lane = i * group + jnp.where(lanes < group, lanes, 0)
-        weights = moves.get(context, start + lane)
-        weights *= 1 - options.weight_decay
+        before = moves.get(context, start + lane)
+        weights = before * (1 - options.weight_decay)
         candidates = weights[:, None] + changes[lane][:, None] * signs
         if decays and len(lanes) > 1:
             context = moves.put(context, start + lane, weights)
@@ -228,6 +234,7 @@ def _search(
         if len(lanes) > 1:
             choice, value, bad = joined(context, start + lane, candidates, choice, losses, bad)
         taken = jnp.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
+        taken = jnp.where(jnp.isfinite(value), taken, before)  # no decay where nothing is known
         context = moves.put(context, start + lane, taken)
         return context, value, choices.at[lane].set(choice.astype(jnp.int8)), bad
 
@@ -250,7 +257,7 @@ def _search(
         )
         is_better = together < alone
         is_best = jnp.where(lanes < group, lanes, 0) == best
-        choice = jnp.where(is_better | is_best, choice, KEPT)
+        choice = jnp.where(is_better | is_best, choice, _KEPT)
         return choice, jnp.where(is_better, together, alone), bad
 
     context, zero = moves.open(params, batch), jnp.zeros((), jnp.int32)

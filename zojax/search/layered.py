@@ -24,14 +24,14 @@ class _Place(NamedTuple):
     """Where a leaf is in the chain.
 
     Attributes:
+      leaf: its number among `jax.tree.leaves(params)`.
       stage: number of its stage.
-      path: of the leaf within the stage's parameters, keys only.
       behind: number of the first stage that does not keep channels apart.
       reader: number of the linear stage that reads the changed channel; -1 if there is none.
     """
 
+    leaf: int
     stage: int
-    path: tuple[Any, ...]
     behind: int
     reader: int
 
@@ -57,9 +57,10 @@ class _Context(NamedTuple):
 
 def places(stages: Sequence[Stage], params: Params) -> list[_Place]:
     """Returns a place for every leaf, in the order of `jax.tree.leaves(params)`."""
+    chain.check_names(stages, params)
     numbers = {stage.name: i for i, stage in enumerate(stages) if stage.name is not None}
     found = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for leaf, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
         number = numbers[path[0].key]
         behind = number if stages[number].kind == "mixing" else number + 1
         while behind < len(stages) and stages[behind].kind == "channelwise":
@@ -68,7 +69,7 @@ def places(stages: Sequence[Stage], params: Params) -> list[_Place]:
         if reader < len(stages) and stages[reader].kind == "flatten":
             reader += 1
         is_linear = reader < len(stages) and stages[reader].kind in ("dense", "conv")
-        found.append(_Place(number, path[1:], behind, reader if is_linear else -1))
+        found.append(_Place(leaf, number, behind, reader if is_linear else -1))
     return found
 
 
@@ -118,20 +119,15 @@ def layered_moves(
         return opened(params, chain.run(stages[: place.stage], params, inputs), targets)
 
     def set_weights(params: Params, indices: chex.Array, weights: chex.Array) -> Params:
-        where = position(indices, inner, channels)
-
-        def change(tree: Params, path: tuple[Any, ...]) -> Params:
-            if not path:
-                return tree.ravel().at[where].set(weights.astype(tree.dtype)).reshape(shape)
-            return {**tree, path[0].key: change(tree[path[0].key], path[1:])}
-
-        return change(params, (jax.tree_util.DictKey(stage.name), *place.path))
+        leaves, treedef = jax.tree.flatten(params)
+        old, where = leaves[place.leaf], position(indices, inner, channels)
+        new = old.ravel().at[where].set(weights.astype(old.dtype))
+        leaves[place.leaf] = new.reshape(shape)
+        return jax.tree.unflatten(treedef, leaves)
 
     def get(context: _Context, indices: chex.Array) -> chex.Array:
-        tree = chain.own(stage, context.params)
-        for entry in place.path:
-            tree = tree[entry.key]
-        return tree.ravel()[position(indices, inner, channels)]
+        weights = jax.tree.leaves(context.params)[place.leaf].ravel()
+        return weights[position(indices, inner, channels)]
 
     def value(context: _Context) -> chex.Array:
         if place.reader >= 0:
@@ -163,10 +159,12 @@ def layered_moves(
         params = set_weights(context.params, index[None], weight[None])
         inside = split(index)[1]
         if is_linear:
-            step = (weight - get(context, index[None])[0]).astype(column.dtype)
+            before = get(context, index[None])[0]
+            step = (weight.astype(before.dtype) - before).astype(column.dtype)
             if len(shape) > 1:
                 inputs = shape[-2]
-                step *= stage.patches(channel_of(context.entry, inside % inputs), inside // inputs)
+                source = channel_of(context.entry, inside % inputs)
+                step *= stage.patches(source, inside // inputs, shape[:-2])
             column += step
         return params, column
 

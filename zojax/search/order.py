@@ -46,8 +46,9 @@ def weight_order(params: Params, block_size: int, group_size: int, order: Order)
     """Returns the blocks of one round.
 
     Leaves follow the natural order of their paths ("Dense_2" before "Dense_10"), reversed for
-    `last_first`; within a leaf the last axis, the output channel, is the outer loop. A block stays
-    within a leaf. Where a leaf is no multiple of the group, its last group reaches back.
+    `last_first`, so name layers in the order in which they act; within a leaf the last axis, the
+    output channel, is the outer loop. A block stays within a leaf. Where a leaf is no multiple of
+    the group, its last group reaches back.
 
     Args:
       params: pytree of floating-point arrays.
@@ -62,7 +63,7 @@ def weight_order(params: Params, block_size: int, group_size: int, order: Order)
     for number in visited:
         size = int(np.prod(np.shape(leaves[number])))
         group = min(group_size, size)
-        length = min(max(block_size // group, 1), -(-size // group)) * group
+        length = min(block_size // group, size // group) * group
         for start in range(0, size, length):
             own = -(-min(length, size - start) // group) * group
             rows.append((number, min(start, size - own), own, group))

@@ -30,10 +30,10 @@ def rso(
 ) -> RSO:
     """Draws a change for one weight, evaluates w, w + delta, w - delta and keeps the best.
 
-    No gradient is estimated, and the loss may be anything that can be compared. In round e of E
-    delta ~ N(0, (s (a + (1 - a) (E - e) / E))^2), s being the standard deviation of the layer's
-    initial weights and a `final_scale`. Queries per weight: 3; without weight decay 2, and one more
-    per block, since the loss of what was kept is known.
+    No gradient is estimated, and the loss may be anything that can be compared. In round e = 0, 1,
+    ... of E delta ~ N(0, (s (a + (1 - a) (E - e) / E))^2), s being the standard deviation of the
+    layer's initial weights and a `final_scale`. Queries per weight: 3; without weight decay 2, and
+    one more per block, since the loss of what was kept is known.
 
     >>> import jax, jax.numpy as jnp
     >>> from zojax import search
@@ -61,7 +61,8 @@ def rso(
       final_scale: a, in (0, 1].
       weight_decay: a weight is multiplied by 1 - weight_decay before it is tried.
       vector_scale: s of leaves of fewer than two dimensions (biases, normalisation).
-      order: "last_first" visits the last layer first.
+      order: "last_first" visits the last layer first, layers being sorted by name (numbers as
+        numbers).
 
     Raises:
       ValueError: for numbers outside these ranges; from `init` for a leaf that is not floating
@@ -104,7 +105,7 @@ def layered_rso(
     lies behind is computed anew, for both signs at once.
 
     Args:
-      stages: the chain, e.g. `zojax.flax.linen_stages(module)`.
+      stages: the chain, e.g. `zojax.flax.linen_stages(module, variables, inputs)`.
       criterion: `(outputs, targets) -> scalar`, or one loss per example, whose mean is taken.
       **options: those of `rso`. With `group_size` > 1 a group is evaluated in parallel.
 
@@ -117,6 +118,8 @@ def layered_rso(
     def dispatch(
         params: Params, leaf: chex.Array, batch: tuple[Any, Any], run: Callable[[Moves], Any]
     ) -> Any:
+        if len(batch) != 2:
+            raise ValueError(f"step takes (state, key, inputs, targets), got {len(batch)} arrays")
         chain.check(stages, params, batch[0])
         count = len(jax.tree.leaves(params))
         branches = [lambda i=i: run(moves_of(params, i)) for i in range(count)]

@@ -27,8 +27,9 @@ class Stage(NamedTuple):
       name: the stage's key in the parameters; None if it has none.
       apply: `(params[name] or {}, x) -> y`.
       linear: `(kernel, x) -> y` of a dense or conv stage, without its bias.
-      patches: `(channel (batch, ..., 1) of x, index) -> (batch, ..., 1)`, what a weight of a dense
-        or conv kernel is multiplied with; its index is the flat one over the kernel's window.
+      patches: `(channel (batch, ..., 1), index, window) -> (batch, ..., 1)`, what a weight of a
+        dense or conv kernel is multiplied with, from its input channel; its index is the flat one
+        over the kernel's window.
     """
 
     kind: Kind
@@ -48,8 +49,8 @@ def dense(name: str) -> Stage:
     def linear(kernel: chex.Array, x: chex.Array) -> chex.Array:
         return x @ kernel
 
-    def patches(channel: chex.Array, index: chex.Array) -> chex.Array:
-        del index  # a window of one
+    def patches(channel: chex.Array, index: chex.Array, window: tuple[int, ...]) -> chex.Array:
+        del index, window  # a window of one
         return channel
 
     return Stage("dense", name, _with_bias(linear), linear, patches)
@@ -60,7 +61,6 @@ def conv(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: str | Sequence[tuple[int, int]] = "SAME",
-    window: tuple[int, int] = (3, 3),
 ) -> Stage:
     """A two-dimensional convolution of images (batch, height, width, channels).
 
@@ -70,17 +70,16 @@ def conv(
       name: its key in the parameters.
       strides: of the window.
       padding: "SAME", "VALID" or a pair per axis.
-      window: height and width of the kernel.
     """
 
     def linear(kernel: chex.Array, x: chex.Array) -> chex.Array:
         if x.shape[-1] == 1:  # on a CPU many times faster than a convolution, at any size
-            rows = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-            return sum(patches(x, jnp.int32(i)) * row for i, row in enumerate(rows))
+            rows, window = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]), kernel.shape[:2]
+            return sum(patches(x, jnp.int32(i), window) * row for i, row in enumerate(rows))
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
-    def patches(channel: chex.Array, index: chex.Array) -> chex.Array:
+    def patches(channel: chex.Array, index: chex.Array, window: tuple[int, ...]) -> chex.Array:
         pads = padding
         if isinstance(pads, str):
             pads = jax.lax.padtype_to_pads(channel.shape[1:3], window, strides, pads)
@@ -152,6 +151,21 @@ def own(stage: Stage, params: Params) -> Params:
     return {} if stage.name is None else params[stage.name]
 
 
+def check_names(stages: Sequence[Stage], params: Params) -> None:
+    """Raises unless every parameter has one stage, and the reverse.
+
+    Args:
+      stages: the chain.
+      params: of the network.
+
+    Raises:
+      ValueError: naming both.
+    """
+    names = [stage.name for stage in stages if stage.name is not None]
+    if len(set(names)) < len(names) or set(names) != set(params):
+        raise ValueError(f"stages name the parameters {names}, the network has {list(params)}")
+
+
 def check(stages: Sequence[Stage], params: Params, x: Any) -> None:
     """Raises unless a chain fits parameters and inputs.
 
@@ -163,9 +177,7 @@ def check(stages: Sequence[Stage], params: Params, x: Any) -> None:
     Raises:
       ValueError: for parameters without a stage or the reverse, or a stage that is not of its kind.
     """
-    names = [stage.name for stage in stages if stage.name is not None]
-    if len(set(names)) < len(names) or set(names) != set(params):
-        raise ValueError(f"stages name the parameters {names}, the network has {list(params)}")
+    check_names(stages, params)
     for number, stage in enumerate(stages):
         given = own(stage, params)
         label = f"stage {number} ({stage.kind}, {stage.name or 'no parameters'})"
