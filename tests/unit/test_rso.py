@@ -213,9 +213,7 @@ def test_stages_take_the_decisions_of_the_black_box(options):
         np.testing.assert_array_equal(one[1].choices, ours[1].choices)
         np.testing.assert_array_equal(one[1].num_queries, ours[1].num_queries)
         np.testing.assert_allclose(one[1].value, ours[1].value, rtol=1e-12)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_array_equal(a, b), one[0].params, ours[0].params
-        )
+        chex.assert_trees_all_close(one[0].params, ours[0].params, rtol=1e-12)
 
 
 def test_groups_descend_too():
