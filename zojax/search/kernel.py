@@ -148,7 +148,8 @@ def build(
         rounds = jnp.minimum(state.step // table.num_blocks, options.num_rounds)
         done = rounds.astype(scale.dtype) / options.num_rounds
         scale *= options.final_scale + (1 - options.final_scale) * (1 - done)
-        changes = scale * jax.random.normal(change_key, (table.largest,)).astype(scale.dtype)
+        drawn = jax.random.normal(change_key, (table.largest,), trees.point_dtype(scale.dtype))
+        changes = scale * drawn.astype(scale.dtype)
 
         def run(moves: Moves) -> tuple[Params, RSOInfo]:
             return _search(moves, state.params, batch, changes, start, length, group, options)
@@ -205,70 +206,64 @@ def _search(
     """Visits the weights of one block, group by group."""
     lanes = jnp.arange(moves.lanes, dtype=jnp.int32)
     signs = jnp.array([[0, 1, -1]], changes.dtype)
-    decays = options.weight_decay > 0
-
-    def evaluated(context: Any, bad: chex.Array) -> tuple[chex.Array, chex.Array]:
-        value = moves.value(context)
-        is_finite = jnp.isfinite(value)
-        return jnp.where(is_finite, value, jnp.inf), bad + jnp.where(is_finite, 0, 1)
+    decays, is_joint = options.weight_decay > 0, len(lanes) > 1
+    is_known = not decays or is_joint  # the loss of the first candidate, before it is tried
 
     def visit(i: chex.Array, carry: Any) -> Any:
         context, value, choices, bad = carry
         # A lane beyond the group repeats the first one: it is not evaluated and changes nothing.
-        lane = i * group + jnp.where(lanes < group, lanes, 0)
+        used = lanes < group
+        lane = i * group + jnp.where(used, lanes, 0)
         before = moves.get(context, start + lane)
         weights = before * (1 - options.weight_decay)
         candidates = weights[:, None] + changes[lane][:, None] * signs
-        if decays and len(lanes) > 1:
+        if decays and is_joint:
             context = moves.put(context, start + lane, weights)
-            value, bad = evaluated(context, bad)
-        is_known = not decays or len(lanes) > 1  # the loss of the first candidate
+            value, bad = _evaluated(moves, context, bad)
         losses = moves.alone(context, start + lane, candidates[:, int(is_known) :], group)
-        bad += jnp.sum(~jnp.isfinite(losses) & (lanes < group)[:, None], dtype=jnp.int32)
+        bad += jnp.sum(~jnp.isfinite(losses) & used[:, None], dtype=jnp.int32)
         losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
         if is_known:
             losses = jnp.concatenate([jnp.broadcast_to(value, (len(lanes), 1)), losses], axis=1)
         choice = _argmin(losses)
-        choice = jnp.where(lanes < group, choice, choice[0])
-        value = jnp.min(losses)
-        if len(lanes) > 1:
-            choice, value, bad = joined(context, start + lane, candidates, choice, losses, bad)
-        taken = jnp.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
-        taken = jnp.where(jnp.isfinite(value), taken, before)  # no decay where nothing is known
+        choice, value = jnp.where(used, choice, choice[0]), jnp.min(losses)
+        if is_joint:
+            together, bad = jax.lax.cond(
+                group > 1,
+                lambda: _evaluated(
+                    moves, moves.put(context, start + lane, _take(candidates, choice)), bad
+                ),
+                lambda: (value, bad),
+            )
+            # All improvements together, or the best of them alone.
+            best = _argmin(jnp.where(used, jnp.min(losses, axis=1), jnp.inf))
+            is_best = jnp.where(used, lanes, 0) == best
+            choice = jnp.where((together < value) | is_best, choice, _KEPT)
+            value = jnp.minimum(together, value)
+        taken = jnp.where(jnp.isfinite(value), _take(candidates, choice), before)
         context = moves.put(context, start + lane, taken)
         return context, value, choices.at[lane].set(choice.astype(jnp.int8)), bad
 
-    def joined(
-        context: Any,
-        indices: chex.Array,
-        candidates: chex.Array,
-        choice: chex.Array,
-        losses: chex.Array,
-        bad: chex.Array,
-    ) -> tuple[chex.Array, chex.Array, chex.Array]:
-        """The choices to make together: all improvements, or the best of them alone."""
-        taken = jnp.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
-        best = _argmin(jnp.where(lanes < group, jnp.min(losses, axis=1), jnp.inf))
-        alone = jnp.min(losses[best])
-        together, bad = jax.lax.cond(
-            group > 1,
-            lambda: evaluated(moves.put(context, indices, taken), bad),
-            lambda: (alone, bad),
-        )
-        is_better = together < alone
-        is_best = jnp.where(lanes < group, lanes, 0) == best
-        choice = jnp.where(is_better | is_best, choice, _KEPT)
-        return choice, jnp.where(is_better, together, alone), bad
-
     context, zero = moves.open(params, batch), jnp.zeros((), jnp.int32)
     unknown = (jnp.array(jnp.inf, loss_dtype()), zero)
-    value, bad = unknown if decays else evaluated(context, zero)
+    value, bad = unknown if decays else _evaluated(moves, context, zero)
     unused = jnp.full(changes.shape, _UNUSED, jnp.int8)
     context, value, choices, bad = jax.lax.fori_loop(
         0, length // group, visit, (context, value, unused, bad)
     )
     count = jnp.asarray(costs.queries(length, group, decays), jnp.int32)
     return moves.close(context), RSOInfo(value, choices, count, bad)
+
+
+def _evaluated(moves: Moves, context: Any, bad: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """The loss, infinite if it is no number, and the count of such losses."""
+    value = moves.value(context)
+    is_finite = jnp.isfinite(value)
+    return jnp.where(is_finite, value, jnp.inf), bad + jnp.where(is_finite, 0, 1)
+
+
+def _take(candidates: chex.Array, choice: chex.Array) -> chex.Array:
+    return jnp.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
 
 
 def _argmin(losses: chex.Array) -> chex.Array:

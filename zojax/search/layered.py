@@ -5,6 +5,7 @@ channel of their layer. It stays alone through what is channelwise; the next lin
 channel's share; behind that everything is recomputed. All of it is exact.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,139 +90,184 @@ def layered_moves(
       leaf: the leaf, for its shape.
       lanes: how many of its weights are tried at once.
     """
-    stage, shape = stages[place.stage], np.shape(leaf)
-    channels = shape[-1] if len(shape) > 1 else 1
-    inner = int(np.prod(shape)) // channels
-    is_linear = stage.kind in ("dense", "conv")
-    between = stages[place.stage + is_linear : place.behind]  # channelwise
-    rest = stages[(place.behind if place.reader < 0 else place.reader + 1) :]
+    of_leaf = _LeafMoves(tuple(stages), criterion, place, np.shape(leaf), lanes)
+    return Moves(
+        lanes=lanes,
+        is_incremental=True,
+        open=of_leaf.open,
+        value=of_leaf.value,
+        get=of_leaf.get,
+        alone=of_leaf.alone,
+        put=of_leaf.put,
+        close=lambda context: context.params,
+    )
 
-    def split(index: chex.Array) -> tuple[chex.Array, chex.Array]:
+
+@dataclasses.dataclass(frozen=True)
+class _LeafMoves:
+    """The evaluations around a point, for the weights of one leaf; see `Moves`."""
+
+    stages: tuple[Stage, ...]
+    criterion: Callable[[chex.Array, Any], chex.Array]
+    place: _Place
+    shape: tuple[int, ...]
+    lanes: int
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.place.stage]
+
+    @property
+    def is_linear(self) -> bool:
+        return self.stage.kind in ("dense", "conv")
+
+    @property
+    def between(self) -> tuple[Stage, ...]:
+        """What is channelwise, from `first` to what does not keep channels apart."""
+        return self.stages[self.place.stage + self.is_linear : self.place.behind]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def inner(self) -> int:
+        """Weights per channel."""
+        return int(np.prod(self.shape)) // self.channels
+
+    def split(self, index: chex.Array) -> tuple[chex.Array, chex.Array]:
         """The channel, and which weight of it."""
-        return (index // inner, index % inner) if len(shape) > 1 else (index, jnp.zeros_like(index))
+        if len(self.shape) > 1:
+            return index // self.inner, index % self.inner
+        return index, jnp.zeros_like(index)
 
-    def loss(outputs: chex.Array, params: Params, targets: Any) -> chex.Array:
-        return as_loss(criterion(chain.run(rest, params, outputs), targets))
+    def loss(self, outputs: chex.Array, context: _Context, params: Params) -> chex.Array:
+        """From the reader's output on, or, without a reader, from what `between` returns."""
+        reader = self.place.reader
+        rest = self.stages[(self.place.behind if reader < 0 else reader + 1) :]
+        return as_loss(self.criterion(chain.run(rest, params, outputs), context.targets))
 
-    def read(params: Params, first: chex.Array) -> Any:
-        if place.reader < 0:
-            return ()
-        upto = chain.run(stages[place.stage + is_linear : place.reader], params, first)
-        return stages[place.reader].apply(chain.own(stages[place.reader], params), upto)
+    def open(self, params: Params, batch: tuple[Any, Any]) -> _Context:
+        inputs, targets = batch
+        entry = chain.run(self.stages[: self.place.stage], params, inputs)
+        return self.opened(params, entry, targets)
 
-    def opened(params: Params, entry: chex.Array, targets: Any) -> _Context:
-        first = stage.apply(chain.own(stage, params), entry) if is_linear else entry
-        parts = (jnp.moveaxis(entry, -1, 0), jnp.moveaxis(first, -1, 0), read(params, first))
+    def opened(self, params: Params, entry: chex.Array, targets: Any) -> _Context:
+        first, read = entry, ()
+        if self.is_linear:
+            first = self.stage.apply(chain.own(self.stage, params), entry)
+        if self.place.reader >= 0:
+            begin = self.place.stage + self.is_linear
+            read = chain.run(self.stages[begin : self.place.reader + 1], params, first)
+        parts = (jnp.moveaxis(entry, -1, 0), jnp.moveaxis(first, -1, 0), read)
         return _Context(params, *parts, targets)
 
-    def open_(params: Params, batch: tuple[Any, Any]) -> _Context:
-        inputs, targets = batch
-        return opened(params, chain.run(stages[: place.stage], params, inputs), targets)
+    def value(self, context: _Context) -> chex.Array:
+        if self.place.reader >= 0:
+            return self.loss(context.read, context, context.params)
+        outputs = chain.run(self.between, context.params, jnp.moveaxis(context.first, 0, -1))
+        return self.loss(outputs, context, context.params)
 
-    def set_weights(params: Params, indices: chex.Array, weights: chex.Array) -> Params:
+    def get(self, context: _Context, indices: chex.Array) -> chex.Array:
+        weights = jax.tree.leaves(context.params)[self.place.leaf].ravel()
+        return weights[position(indices, self.inner, self.channels)]
+
+    def changed(self, params: Params, indices: chex.Array, weights: chex.Array) -> Params:
+        """Parameters with other weights."""
         leaves, treedef = jax.tree.flatten(params)
-        old, where = leaves[place.leaf], position(indices, inner, channels)
+        old, where = leaves[self.place.leaf], position(indices, self.inner, self.channels)
         new = old.ravel().at[where].set(weights.astype(old.dtype))
-        leaves[place.leaf] = new.reshape(shape)
+        leaves[self.place.leaf] = new.reshape(self.shape)
         return jax.tree.unflatten(treedef, leaves)
 
-    def get(context: _Context, indices: chex.Array) -> chex.Array:
-        weights = jax.tree.leaves(context.params)[place.leaf].ravel()
-        return weights[position(indices, inner, channels)]
+    def alone(
+        self, context: _Context, indices: chex.Array, weights: chex.Array, count: chex.Array
+    ) -> chex.Array:
+        del count  # there is no lane without a weight
+        one = lambda index, weight: self.moved(context, index, weight)  # noqa: E731
+        return jax.vmap(jax.vmap(one, (None, 0)))(indices, weights)
 
-    def value(context: _Context) -> chex.Array:
-        if place.reader >= 0:
-            return loss(context.read, context.params, context.targets)
-        outputs = chain.run(between, context.params, jnp.moveaxis(context.first, 0, -1))
-        return loss(outputs, context.params, context.targets)
+    def moved(self, context: _Context, index: chex.Array, weight: chex.Array) -> chex.Array:
+        """The loss with one weight changed."""
+        params = self.changed(context.params, index[None], weight[None])
+        if self.stage.kind == "mixing":
+            return self.loss(jnp.moveaxis(context.first, 0, -1), context, params)
+        old = self.column(context, index)
+        new = self.shifted(context, index, weight, old)
+        if self.place.reader >= 0:
+            outputs = context.read + self.share(context, params, index, old, new)
+        else:
+            first = jnp.moveaxis(self.replaced(context, index, new), 0, -1)
+            outputs = chain.run(self.between, params, first)
+        return self.loss(outputs, context, params)
 
-    def cut(tree: Any, channel: chex.Array) -> Any:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, channel, 1, axis=-1), tree)
+    def put(self, context: _Context, indices: chex.Array, weights: chex.Array) -> _Context:
+        params = self.changed(context.params, indices, weights)
+        if self.stage.kind == "mixing" or self.lanes > 1:
+            return self.opened(params, jnp.moveaxis(context.entry, 0, -1), context.targets)
+        index, read = indices[0], ()
+        old = self.column(context, index)
+        new = self.shifted(context, index, weights[0], old)
+        if self.place.reader >= 0:
+            read = context.read + self.share(context, params, index, old, new)
+        first = self.replaced(context, index, new)
+        return context._replace(params=params, first=first, read=read)
 
-    def between_on(params: Params, channel: chex.Array, x: chex.Array) -> chex.Array:
-        """What is channelwise, on one channel."""
-        for link in between:
-            x = link.apply(cut(chain.own(link, params), channel), x)
-        return x
-
-    def channel_of(x: chex.Array, channel: chex.Array) -> chex.Array:
-        return jnp.moveaxis(jax.lax.dynamic_slice_in_dim(x, channel, 1, axis=0), 0, -1)
-
-    def here(context: _Context, index: chex.Array) -> chex.Array:
+    def column(self, context: _Context, index: chex.Array) -> chex.Array:
         """The channel of `first` that a weight changes."""
         # Read once, before it is written: otherwise XLA copies `first` to keep the old one.
-        return jax.lax.optimization_barrier(channel_of(context.first, split(index)[0]))
+        return jax.lax.optimization_barrier(_channel(context.first, self.split(index)[0]))
 
     def shifted(
-        context: _Context, index: chex.Array, weight: chex.Array, column: chex.Array
-    ) -> tuple[Any, chex.Array]:
-        """Parameters with one weight changed, and the channel of `first` that goes with them."""
-        params = set_weights(context.params, index[None], weight[None])
-        inside = split(index)[1]
-        if is_linear:
-            before = get(context, index[None])[0]
-            step = (weight.astype(before.dtype) - before).astype(column.dtype)
-            if len(shape) > 1:
-                inputs = shape[-2]
-                source = channel_of(context.entry, inside % inputs)
-                step *= stage.patches(source, inside // inputs, shape[:-2])
-            column += step
-        return params, column
+        self, context: _Context, index: chex.Array, weight: chex.Array, column: chex.Array
+    ) -> chex.Array:
+        """That channel with the weight changed."""
+        if not self.is_linear:
+            return column
+        before, inside = self.get(context, index[None])[0], self.split(index)[1]
+        step = (weight.astype(before.dtype) - before).astype(column.dtype)
+        if len(self.shape) > 1:
+            inputs = self.shape[-2]
+            source = _channel(context.entry, inside % inputs)
+            step *= self.stage.patches(source, inside // inputs, self.shape[:-2])
+        return column + step
 
     def share(
-        context: _Context, params: Params, index: chex.Array, old: chex.Array, new: chex.Array
-    ) -> Any:
+        self,
+        context: _Context,
+        params: Params,
+        index: chex.Array,
+        old: chex.Array,
+        new: chex.Array,
+    ) -> chex.Array:
         """What the reader's output changes by where one channel of `first` does."""
-        channel = split(index)[0]
-        before = between_on(context.params, channel, old)
-        change = between_on(params, channel, new) - before
-        link = stages[place.reader]
-        kernel = chain.own(link, params)["kernel"]
-        if place.reader > place.behind:  # a flatten stage in between
+        channel = self.split(index)[0]
+        before, after = old, new
+        for link in self.between:
+            before = link.apply(_cut(chain.own(link, context.params), channel), before)
+            after = link.apply(_cut(chain.own(link, params), channel), after)
+        reader, change = self.stages[self.place.reader], after - before
+        kernel = chain.own(reader, params)["kernel"]
+        if self.place.reader > self.place.behind:  # a flatten stage in between
             count = change[0].size
             kernel = kernel.reshape(count, -1, kernel.shape[-1])
             kernel = jax.lax.dynamic_index_in_dim(kernel, channel, 1, keepdims=False)
-            return link.linear(kernel, change.reshape(len(change), count))
-        return link.linear(jax.lax.dynamic_slice_in_dim(kernel, channel, 1, axis=-2), change)
+            return reader.linear(kernel, change.reshape(len(change), count))
+        return reader.linear(jax.lax.dynamic_slice_in_dim(kernel, channel, 1, axis=-2), change)
 
-    def replaced(context: _Context, index: chex.Array, column: chex.Array) -> chex.Array:
-        if not is_linear:
+    def replaced(self, context: _Context, index: chex.Array, column: chex.Array) -> chex.Array:
+        """All of `first` with that channel."""
+        if not self.is_linear:
             return context.first
-        column = jnp.moveaxis(column, -1, 0)
-        return jax.lax.dynamic_update_slice_in_dim(context.first, column, split(index)[0], axis=0)
+        column, channel = jnp.moveaxis(column, -1, 0), self.split(index)[0]
+        return jax.lax.dynamic_update_slice_in_dim(context.first, column, channel, axis=0)
 
-    def moved(context: _Context, index: chex.Array, weight: chex.Array) -> chex.Array:
-        """The loss with one weight changed."""
-        if stage.kind == "mixing":
-            params = set_weights(context.params, index[None], weight[None])
-            return loss(jnp.moveaxis(context.first, 0, -1), params, context.targets)
-        old = here(context, index)
-        params, new = shifted(context, index, weight, old)
-        if place.reader < 0:
-            first = jnp.moveaxis(replaced(context, index, new), 0, -1)
-            outputs = chain.run(between, params, first)
-            return loss(outputs, params, context.targets)
-        outputs = context.read + share(context, params, index, old, new)
-        return loss(outputs, params, context.targets)
 
-    def alone(
-        context: _Context, indices: chex.Array, weights: chex.Array, count: chex.Array
-    ) -> chex.Array:
-        del count  # there is no lane without a weight
-        of_candidates = jax.vmap(lambda index, weight: moved(context, index, weight), (None, 0))
-        return jax.vmap(of_candidates)(indices, weights)
+def _channel(x: chex.Array, channel: chex.Array) -> chex.Array:
+    """One of the channels that come first, as the last axis."""
+    return jnp.moveaxis(jax.lax.dynamic_slice_in_dim(x, channel, 1, axis=0), 0, -1)
 
-    def put(context: _Context, indices: chex.Array, weights: chex.Array) -> _Context:
-        if stage.kind == "mixing" or lanes > 1:
-            params = set_weights(context.params, indices, weights)
-            return opened(params, jnp.moveaxis(context.entry, 0, -1), context.targets)
-        index, weight = indices[0], weights[0]
-        old = here(context, index)
-        params, new = shifted(context, index, weight, old)
-        total = ()
-        if place.reader >= 0:
-            total = context.read + share(context, params, index, old, new)
-        first = replaced(context, index, new)
-        return context._replace(params=params, first=first, read=total)
 
-    return Moves(lanes, True, open_, value, get, alone, put, lambda context: context.params)
+def _cut(params: Params, channel: chex.Array) -> Params:
+    """What belongs to one channel."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, channel, 1, axis=-1), params)
