@@ -103,9 +103,7 @@ class Evaluator:
         """
         self._accuracy, self._data, self._num_chips = jax.jit(accuracy), data, num_chips
         self._programs = [(c, self._compile(c.make_model)) for c in conditions]
-        self._devices = {
-            name: self._compile(lambda level, model=model: model) for name, model in DEVICES.items()
-        }
+        self._devices = jax.jit(self._scores_on_devices)
 
     def _compile(self, make_model: Models) -> Callable[..., jax.Array]:
         @jax.jit
@@ -147,11 +145,19 @@ class Evaluator:
             params: One network.
             key: Of the chips.
         """
-        level = jnp.zeros(1)
-        return {
-            name: float(program(params, key, level, self._data).mean())
-            for name, program in self._devices.items()
-        }
+        scores = self._devices(params, key, self._data)
+        return {name: float(scores[name]) for name in DEVICES}
+
+    def _scores_on_devices(self, params: Any, key: jax.Array, data: Any) -> dict[str, jax.Array]:
+        def on_chip(index: jax.Array) -> dict[str, jax.Array]:
+            keys = jax.random.split(jax.random.fold_in(key, index))
+            return {
+                name: self._accuracy(robustness.composed(model)(*keys, params), *data)
+                for name, model in DEVICES.items()
+            }
+
+        scores = jax.lax.map(on_chip, jnp.arange(self._num_chips), batch_size=25)
+        return jax.tree.map(jnp.mean, scores)
 
 
 def sharpness(loss_fn: Callable[..., jax.Array], params: Any, data: Any) -> dict[str, float]:
