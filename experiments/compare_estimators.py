@@ -10,17 +10,16 @@ import dataclasses
 import json
 import os
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 # LAPACK's threads, which orthogonal directions call, cost more than they bring on small matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import tyro  # noqa: E402
 
 from experiments.lib import cli, comparison, comparison_report, side_studies  # noqa: E402
+from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.contenders import (  # noqa: E402
     BACK_PROPAGATION,
     CONTENDERS,
@@ -216,9 +215,7 @@ def reopen(config: Config) -> tuple[Config, RunDirectory]:
 def main() -> None:
     """Runs the experiment."""
     config = cli.parse(Config, None, PRESETS)
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+    keep_compiled_programs()
     config, run = reopen(config) if config.resume else (config, None)
     problems = {n: build_problem(n, config.num_steps, config.data_dir) for n in config.problems}
     run = run or RunDirectory.create(config.output, NAME, config.seed, config)

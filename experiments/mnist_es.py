@@ -7,9 +7,7 @@ optimiser. Expected with default settings on two CPU cores: see docs/results/mni
 """
 
 import dataclasses
-import os
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 _STARTED = time.perf_counter()
@@ -22,6 +20,7 @@ import zojax  # noqa: E402
 from experiments.lib import cli, distributed, report, training  # noqa: E402
 from experiments.lib.classifier import Task, build_task  # noqa: E402
 from experiments.lib.cluster import Cluster  # noqa: E402
+from experiments.lib.compilation_cache import keep_compiled_programs  # noqa: E402
 from experiments.lib.data import DatasetName, load_dataset  # noqa: E402
 from experiments.lib.errors import UserError, run_cli  # noqa: E402
 from experiments.lib.models import build_model  # noqa: E402
@@ -344,9 +343,7 @@ def run_experiment(config: Config, cluster: Cluster) -> None:
         cluster: The processes and devices.
     """
     config, run = agree_on_config(config, cluster)
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+    keep_compiled_programs()
 
     dataset = load_dataset(config.dataset, config.data_dir)
     cluster.check_same(vars(dataset.train), f"the training data ({dataset.name} here)")

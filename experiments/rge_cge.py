@@ -28,6 +28,7 @@ import zojax  # noqa: E402
 from experiments.lib import cli  # noqa: E402
 from experiments.lib.adjustable_cnn import AdjustableCNN, batch_loss, evaluated_in_chunks  # noqa: E402
 from experiments.lib.classifier import Task, cross_entropy  # noqa: E402
+from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.data import Dataset, Split, load_dataset  # noqa: E402
 from experiments.lib.errors import UserError, run_cli  # noqa: E402
 from experiments.lib.progress import Progress  # noqa: E402
@@ -590,9 +591,7 @@ def run_experiment(config: Config) -> None:
         config: The configuration.
     """
     config, run = open_run(config)
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+    keep_compiled_programs()
     study = Study(config, build_task(config, load_dataset(config.dataset, config.data_dir)))
     study.check()
     if run is None:

@@ -8,14 +8,13 @@ numbers: see docs/results/robust_training.
 """
 
 import dataclasses
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from experiments.lib import cli, robust_chips, robust_report
 from experiments.lib.classifier import build_task
+from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.data import DatasetName, load_dataset
 from experiments.lib.errors import run_cli
 from experiments.lib.models import build_model
@@ -219,9 +218,7 @@ def run_experiment(config: Config) -> RunDirectory:
 def main() -> None:
     """Runs the command line."""
     config = cli.parse(Config, None, PRESETS)
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+    keep_compiled_programs()
     run_experiment(config)
 
 

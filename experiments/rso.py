@@ -6,18 +6,16 @@ No gradient is computed or estimated. Expected numbers: see docs/results/rso.
 """
 
 import dataclasses
-import os
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import numpy as np
 import tyro
 
 from experiments.lib import cli, rso_report
 from experiments.lib.checkpoint import CheckpointStore
 from experiments.lib.classifier import build_task
+from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.data import ColorName, Dataset, DatasetName, load_dataset
 from experiments.lib.errors import UserError, run_cli
 from experiments.lib.progress import Progress
@@ -325,9 +323,7 @@ def stored_config(run: RunDirectory) -> Config:
 def main() -> None:
     """Runs the command line."""
     config = cli.parse(Config, None, PRESETS)
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "zojax" / "jax"))
+    keep_compiled_programs()
     run_experiment(config)
 
 

@@ -320,6 +320,11 @@ def test_bad_options(options, message):
             make(**options)
 
 
+def test_an_unknown_option_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown options \['block'\]; they are \['num_rounds'"):
+        search.layered_rso((), criterion, block=3)
+
+
 def test_bad_weights_and_data():
     kernel = search.rso(quadratic, batch_size=10)
     with pytest.raises(ValueError, match=r"the scale of w must be finite and > 0, got 0"):

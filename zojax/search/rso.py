@@ -112,6 +112,9 @@ def layered_rso(
     Raises:
       ValueError: as `rso`; from `step` where stages do not fit parameters and inputs.
     """
+    unknown = sorted(set(options) - set(Options._fields))
+    if unknown:
+        raise ValueError(f"unknown options {unknown}; they are {list(Options._fields)}")
     checked = Options(**options)
     stages = tuple(stages)
 
