@@ -55,7 +55,7 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing zojax with experiments, tests and linters into $(VENV) ..."
-	@$(INSTALL) -e '.[experiments,test,dev]'
+	@$(INSTALL) -e '.[experiments,tune,test,dev]'
 	@touch $@ $(VENV)/.run
 
 $(BIN)/python:

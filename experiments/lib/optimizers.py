@@ -4,7 +4,7 @@ from typing import Literal
 
 import optax
 
-OptimizerName = Literal["adam", "sgd", "momentum"]
+OptimizerName = Literal["adam", "adagrad", "sgd", "momentum"]
 ScheduleName = Literal["constant", "cosine", "exponential"]
 
 
@@ -27,14 +27,17 @@ def build_schedule(
 
 
 def build_optimizer(
-    name: OptimizerName, learning_rate: optax.ScalarOrSchedule
+    name: OptimizerName, learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9
 ) -> optax.GradientTransformation:
     """Builds an optimiser.
 
     Args:
-        name: `adam`, `sgd`, or `momentum` (0.9, heavy ball).
+        name: `adam`, `adagrad`, `sgd`, or `momentum` (heavy ball).
         learning_rate: A number or a schedule.
+        momentum: Of the heavy ball.
     """
     if name == "adam":
         return optax.adam(learning_rate)
-    return optax.sgd(learning_rate, momentum=0.9 if name == "momentum" else None)
+    if name == "adagrad":
+        return optax.adagrad(learning_rate)
+    return optax.sgd(learning_rate, momentum=momentum if name == "momentum" else None)
