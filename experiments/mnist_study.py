@@ -76,6 +76,8 @@ class Config:
     """Images per step by values alone (back-propagation has 64)."""
     sensitivity_share: float = 1 / 15
     """Part of the budget of one learning rate (of back-propagation: three times this)."""
+    rate_factors: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    """Learning rates of the sensitivity curves, in units of the usual ones."""
     regularization_share: float = 1 / 3
     """Part of the budget of one penalty by values alone."""
     l1: float = 1e-4
@@ -124,8 +126,8 @@ class Config:
                     raise ValueError(f"seed must be in [0, 2^32), got {value}")
             elif isinstance(value, int | float) and not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be > 0 and finite, got {value}")
-            elif isinstance(value, tuple) and any(v < 1 for v in value if not isinstance(v, str)):
-                raise ValueError(f"every number in {field.name} must be at least 1, got {value}")
+            elif isinstance(value, tuple) and any(v <= 0 for v in value if not isinstance(v, str)):
+                raise ValueError(f"every number in {field.name} must be > 0, got {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -133,9 +135,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train": 10_000,
         "recipes": ("cnn_sgd_dropout", "cnn_adam_bn", "cnn_adam_shift"),
         "epochs": 1,
-        "backprop_epochs": 2,
-        "sample_forwards": 1.5e7,
+        "backprop_epochs": 1,
+        "sample_forwards": 1e7,
         "sensitivity_share": 0.1,
+        "rate_factors": (0.1, 1.0, 10.0),
         "num_chips": 3,
         "noise_images": 500,
         "pretrain_epochs": 1,

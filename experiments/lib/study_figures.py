@@ -1,6 +1,6 @@
 """The figures of `experiments.mnist_study`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,24 +123,31 @@ def noise(path: str | Path, found: Mapping[str, Any]) -> None:
     _save(figure, path, "")
 
 
-def flip(path: str | Path, found: Mapping[str, Any]) -> None:
-    """Draws an image, the same with small noise, and the noise alone, with the decisions.
+def flips(path: str | Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Draws images, the same with small noise, and the noise alone, with the decisions.
 
     Args:
-        path: The PNG to write.
-        found: The image, the noisy one, and what the network says of both.
+        path: The PNG to write; nothing is drawn if no decision was flipped.
+        found: The image, the noisy one, and what the network says of both, a row each.
     """
-    if not found["found"]:
+    rows = [flip for flip in found if flip["found"]]
+    if not rows:
         return
-    figure, axes = _subplots(1, 3, (8.5, 3.4))
-    before, after = found["confidence_before"], found["confidence_after"]
-    pictures = (
-        (found["image"], f"“{found['was']}” ({before:.0%})", "gray_r", (0, 1)),
-        (found["noisy"], f"“{found['becomes']}” ({after:.0%})", "gray_r", (0, 1)),
-        (found["noisy"] - found["image"], "difference, ten times", "RdBu_r", (-0.1, 0.1)),
-    )
-    for axis, (image, title, colors, (low, high)) in zip(axes[0], pictures, strict=True):
-        axis.imshow(image.squeeze(-1), cmap=colors, vmin=low, vmax=high)
-        axis.set_title(title, fontsize=11, color=_INK)
-        axis.axis("off")
-    _save(figure, path, f"noise of standard deviation {found['level']:g} on pixels in [0, 1]")
+    figure, axes = _subplots(len(rows), 3, (8.5, 3.2 * len(rows)))
+    for line, flip in zip(axes, rows, strict=True):
+        before, after = flip["confidence_before"], flip["confidence_after"]
+        pictures = (
+            (flip["image"], f"“{flip['was']}” ({before:.0%})", "gray_r", (0, 1)),
+            (flip["noisy"], f"“{flip['becomes']}” ({after:.0%})", "gray_r", (0, 1)),
+            (
+                flip["noisy"] - flip["image"],
+                f"noise, σ {flip['level']:g} (colours: ±0.1)",
+                "RdBu_r",
+                (-0.1, 0.1),
+            ),
+        )
+        for axis, (image, title, colors, (low, high)) in zip(line, pictures, strict=True):
+            axis.imshow(image.squeeze(-1), cmap=colors, vmin=low, vmax=high)
+            axis.set_title(title, fontsize=11, color=_INK)
+            axis.axis("off")
+    _save(figure, path, "")

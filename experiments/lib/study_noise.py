@@ -17,7 +17,8 @@ _INPUT_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 _WEIGHT_LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _CANDIDATES = 16  # correctly classified images with the least margin, tried for a flip
 _DRAWS = 256  # of noise per image and level
-_SMALL_LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
+_SMALL_LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+_CONFIDENCES = (0.0, 0.9)  # least confidence in the image that is to be flipped
 
 
 def noise(study: Study) -> str:
@@ -40,15 +41,17 @@ def noise(study: Study) -> str:
         }
         for t in networks
     }
-    flip = _flip(study, networks[-1], key)
+    flips = [_flip(study, networks[-1], key, confidence) for confidence in _CONFIDENCES]
     study.results["noise"] = {
         "input_levels": _INPUT_LEVELS,
         "weight_levels": (0.0, *_WEIGHT_LEVELS),
         "curves": curves,
-        "flip": {name: value for name, value in flip.items() if np.ndim(value) == 0},
+        "flips": [
+            {name: value for name, value in flip.items() if np.ndim(value) == 0} for flip in flips
+        ],
     }
     study_figures.noise(study.run.figures_dir / "noise.png", study.results["noise"])
-    study_figures.flip(study.run.figures_dir / "flip.png", flip)
+    study_figures.flips(study.run.figures_dir / "flips.png", flips)
     head = ["test accuracy, %", *(f"pixels {level:g}" for level in (0, 0.2, 0.5))]
     head += [f"weights {level:g} rms" for level in (0.2, 0.5)]
     rows = [
@@ -59,12 +62,20 @@ def noise(study: Study) -> str:
         ]
         for label, c in curves.items()
     ]
-    text = (
-        f"\nSmallest noise found that flips a decision of '{networks[-1].recipe.label}': standard "
-        f"deviation {flip['level']:g} of the range of a pixel, {flip['was']} → {flip['becomes']} "
-        f"({flip['queries']} queries).\n"
+    label = networks[-1].recipe.label
+    return markdown(head, rows) + "".join(f"\n{_sentence(flip, label)}\n" for flip in flips)
+
+
+def _sentence(flip: dict[str, Any], label: str) -> str:
+    what = f"a decision of '{label}' with a confidence of at least {flip['asked']:.0%}"
+    if not flip["found"]:
+        return f"No noise up to {_SMALL_LEVELS[-1]:g} was found that flips {what}."
+    return (
+        f"Smallest noise found that flips {what}: standard deviation {flip['level']:g} of the range"
+        f" of a pixel; {flip['was']} ({flip['confidence_before']:.0%}) → {flip['becomes']} "
+        f"({flip['confidence_after']:.0%}), by {flip['share_of_draws']:.1%} of the draws; "
+        f"{flip['queries']:,} queries."
     )
-    return markdown(head, rows) + (text if flip["found"] else "\nNo flip was found.\n")
 
 
 def _input_curve(study: Study, trained: Trained, key: jax.Array) -> list[float]:
@@ -101,16 +112,18 @@ def _weight_curve(study: Study, trained: Trained, key: jax.Array) -> list[float]
     return [curve.clean, *curve.mean.tolist()]
 
 
-def _flip(study: Study, trained: Trained, key: jax.Array) -> dict[str, Any]:
+def _flip(study: Study, trained: Trained, key: jax.Array, confidence: float) -> dict[str, Any]:
     """Looks for the smallest noise that changes a right decision, by values of the network only."""
     data, network = study.data, trained.recipe.network
     logits = predict(network, trained.variables, data, data.test.images)
     labels = np.asarray(data.test.labels)
     ordered = np.sort(logits, axis=1)
-    margin = np.where(logits.argmax(1) == labels, ordered[:, -1] - ordered[:, -2], np.inf)
+    is_sure = np.asarray(jax.nn.softmax(logits)).max(1) >= confidence
+    is_candidate = (logits.argmax(1) == labels) & is_sure
+    margin = np.where(is_candidate, ordered[:, -1] - ordered[:, -2], np.inf)
     queries = len(labels)
     for level in _SMALL_LEVELS:
-        for index in np.argsort(margin)[:_CANDIDATES]:
+        for index in np.argsort(margin)[: min(_CANDIDATES, is_candidate.sum())]:
             image = data.test.images[index]
             found, tried = _try_draws(
                 network, trained.variables, data.mean, data.deviation, image, level, key
@@ -121,6 +134,7 @@ def _flip(study: Study, trained: Trained, key: jax.Array) -> dict[str, Any]:
                 place = int(flipped.argmax())
                 return {
                     "found": True,
+                    "asked": confidence,
                     "level": level,
                     "queries": queries,
                     "index": int(index),
@@ -132,7 +146,7 @@ def _flip(study: Study, trained: Trained, key: jax.Array) -> dict[str, Any]:
                     "image": np.asarray(image),
                     "noisy": np.asarray(tried[place]),
                 }
-    return {"found": False, "level": float("nan"), "queries": queries, "was": "", "becomes": ""}
+    return {"found": False, "asked": confidence, "queries": queries}
 
 
 @functools.partial(jax.jit, static_argnums=0)

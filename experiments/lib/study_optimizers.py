@@ -15,8 +15,6 @@ from experiments.lib.study_recipes import (
 )
 from experiments.lib.study_training import DivergedError, initial, train
 
-_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-
 
 def first_order(study: Study) -> str:
     """The reference CNN by back-propagation: one seed of every setting, all seeds of the best."""
@@ -81,7 +79,7 @@ def sensitivity(study: Study) -> str:
         share = study.config.sensitivity_share * (1 if values_only else 3)
         for optimizer in OPTIMIZERS:
             accuracies: list[float | None] = []
-            rates = [usual[optimizer] * factor for factor in _FACTORS]
+            rates = [usual[optimizer] * factor for factor in study.config.rate_factors]
             for rate in rates:
                 options = {"share": share, "learning_rate": rate, "values_only": values_only}
                 recipe = study.twin(optimizer, **options)
@@ -104,4 +102,4 @@ def sensitivity(study: Study) -> str:
         ]
         for entry in found.values()
     ]
-    return markdown(["learning rate: validation %", *[""] * len(_FACTORS)], rows)
+    return markdown(["learning rate: validation %", *[""] * len(study.config.rate_factors)], rows)

@@ -111,6 +111,7 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys):
     tiny = ["--dataset", "digits", "--num-train", 64, "--epochs", 1, "--backprop-epochs", 1]
     tiny += ["--sample-forwards", 512, "--num-directions", 2, "--batch-size", 16, "--hidden", 4]
     tiny += ["--num-evals", 2, "--num-seeds", 1, "--num-chips", 2, "--noise-images", 20]
+    tiny += ["--rate-factors", 0.1, 1]
     parts = ["first_order", "twins", "sensitivity", "noise", "transfer"]
     options = ["--recipes", "cnn_sgd_dropout", "--parts", *parts]
     folder = run(tmp_path, monkeypatch, *tiny, *options)
@@ -118,7 +119,7 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys):
     assert found["first_order"]["best"] == "cnn_sgd_dropout"
     assert found["twins"]["recipes"]["values_adam"]["sample_forwards"] == 512
     assert found["twins"]["recipes"]["backprop_adam"]["sample_forwards"] == 3 * 64
-    assert len(found["sensitivity"]["values_adam"]["accuracy"]) == 7
+    assert len(found["sensitivity"]["values_adam"]["accuracy"]) == 2
     assert len(found["noise"]["curves"]) == 5
     figures = {path.stem for path in (folder / "figures").iterdir()}
     drawn = {"optimizers", "noise", "sensitivity", "filters_before", "filters_after"}
@@ -140,7 +141,7 @@ def test_sizes_of_weights():
         (["--parts", "chess"], "unknown part 'chess'"),
         (["--recipes", "rnn"], "unknown recipe 'rnn'"),
         (["--num-seeds", 0], "num_seeds must be > 0"),
-        (["--transfer-forwards", 1, 0, 1], "every number in transfer_forwards"),
+        (["--transfer-forwards", 1, 0, 1], "every number in transfer_forwards must be > 0"),
     ],
 )
 def test_bad_options_are_one_sentence(options, message, tmp_path, monkeypatch):

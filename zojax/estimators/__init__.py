@@ -10,16 +10,28 @@ from zojax.estimators.presets import (
     sparse_coordinate_difference,
     spsa,
 )
+from zojax.estimators.unrolled import (
+    UnrolledEstimator,
+    UnrolledState,
+    nres,
+    pes,
+    truncated_es,
+)
 
 __all__ = [
     "FiniteDifferenceState",
+    "UnrolledEstimator",
+    "UnrolledState",
     "augmented_random_search",
     "control_variate",
     "coordinate_difference",
     "evolution_strategy",
     "finite_difference",
+    "nres",
+    "pes",
     "pgpe",
     "sparse_coordinate_difference",
     "spsa",
+    "truncated_es",
     "value_baseline",
 ]
