@@ -11,12 +11,15 @@ import dataclasses
 import time
 from typing import Any, Literal
 
+import jax
+
 from experiments.lib import cli
 from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.data import DatasetName, load_dataset
 from experiments.lib.errors import run_cli
 from experiments.lib.runs import RunDirectory
 from experiments.lib.study import Study
+from experiments.lib.study_networks import Network
 from experiments.lib.study_noise import noise
 from experiments.lib.study_optimizers import first_order, sensitivity, twins
 from experiments.lib.study_recipes import RECIPES
@@ -69,17 +72,17 @@ class Config:
     sample_forwards: float = 1.5e8
     """Budget of the small network by values alone."""
     num_directions: int = 64
-    """Antithetic pairs per step."""
+    """Antithetic pairs per step of the small network."""
     sigma: float = 0.05
-    """Smoothing radius, in parameter units."""
+    """Its smoothing radius, in parameter units."""
     batch_size: int = 512
-    """Images per step by values alone (back-propagation has 64)."""
+    """Its images per step by values alone (back-propagation has 64)."""
     sensitivity_share: float = 1 / 15
-    """Part of the budget of one learning rate (of back-propagation: three times this)."""
+    """Part of sample_forwards for one learning rate; of backprop_epochs three times this part."""
     rate_factors: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     """Learning rates of the sensitivity curves, in units of the usual ones."""
     regularization_share: float = 1 / 3
-    """Part of the budget of one penalty by values alone."""
+    """Part of sample_forwards for one training of the parts regularization and perturbation."""
     l1: float = 1e-4
     """Strength of the penalties that are compared."""
     input_noise: float = 0.3
@@ -126,8 +129,13 @@ class Config:
                     raise ValueError(f"seed must be in [0, 2^32), got {value}")
             elif isinstance(value, int | float) and not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be > 0 and finite, got {value}")
-            elif isinstance(value, tuple) and any(v <= 0 for v in value if not isinstance(v, str)):
-                raise ValueError(f"every number in {field.name} must be > 0, got {value}")
+            elif isinstance(value, tuple) and field.name not in ("parts", "recipes"):
+                _check_numbers(field.name, value)
+
+
+def _check_numbers(name: str, values: tuple[float, ...]) -> None:
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"{name} must be one or more numbers > 0 and finite, got {values}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -150,6 +158,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_networks(config: Config, data: Data) -> None:
+    """Refuses sizes that do not fit the images, before anything is trained.
+
+    Args:
+        config: The configuration.
+        data: The images.
+
+    Raises:
+        UserError: If a network is too deep for them.
+    """
+    images = data.train.images[:1]
+    small = Network(features=(), hidden=config.hidden, pool=config.pool or 1)
+    adapted = Network(features=config.transfer_features, hidden=config.transfer_hidden)
+    for network in (small, adapted) if "transfer" in config.parts else (small,):
+        jax.eval_shape(network.init, jax.random.key(0), images)
+
+
 def run_experiment(config: Config) -> RunDirectory:
     """Runs every part, and writes the run's folder after each.
 
@@ -162,6 +187,7 @@ def run_experiment(config: Config) -> RunDirectory:
     pool = config.pool or (1 if dataset.name == "digits" else 2)
     config = dataclasses.replace(config, dataset=dataset.name, pool=pool)
     data = Data.of(dataset, config.num_train)
+    check_networks(config, data)
     run = RunDirectory.create(config.output, NAME, config.seed, config)
     print(f"{dataset.name}: {len(data.train.labels):,} training images\nwriting {run.path}")
     study, tables, seconds = Study(config, data, run), [], {}

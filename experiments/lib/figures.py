@@ -62,7 +62,11 @@ def learning_curves(
 
 
 def weight_images(
-    path: str | Path, weights: np.ndarray, image_shape: Sequence[int], title: str = ""
+    path: str | Path,
+    weights: np.ndarray,
+    image_shape: Sequence[int],
+    title: str = "",
+    limit: float | None = None,
 ) -> None:
     """Draws first-layer weights as images, blue negative, white zero, red positive.
 
@@ -72,6 +76,7 @@ def weight_images(
             features), which is averaged over its input channels.
         image_shape: Height and width of the dense kernel's input, perhaps with a channel axis of 1.
         title: Above the figure.
+        limit: Weight of the deepest colours; by default the largest magnitude.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.ndim == 4:
@@ -79,7 +84,7 @@ def weight_images(
     else:
         filters = weights.T.reshape(-1, *image_shape[:2])
     filters = filters[:_MAX_FILTERS]
-    limit = float(np.abs(filters).max()) or 1.0
+    limit = limit or float(np.abs(filters).max()) or 1.0
     rows, columns = _grid(len(filters))
     figure, axes = _subplots(rows, columns, (1.0 * columns + 1.2, 1.0 * rows + 0.5))
     for axis in axes.flat:

@@ -21,14 +21,16 @@ class Study:
         data: The data set.
         run: Its folder.
         results: What the finished parts found, by their names.
-        trained: Networks of the first seed that later parts use again, by the label of the recipe.
+        trained: Networks of the first seed that later parts use again, by recipe.
+        best: The best reference network by back-propagation, once it is trained.
     """
 
     config: Any
     data: Data
     run: RunDirectory
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trained: dict[str, Trained] = dataclasses.field(default_factory=dict)
+    trained: dict[Recipe, Trained] = dataclasses.field(default_factory=dict)
+    best: Trained | None = None
 
     @property
     def num_images(self) -> int:
@@ -72,15 +74,15 @@ class Study:
             train(recipe, self.data, seed, evals, start)
             for seed, start in zip(self.seeds, starts, strict=True)
         ]
-        self.trained[recipe.label] = networks[0]
+        self.trained[recipe] = networks[0]
         return networks, self.summary(networks)
 
     def network(self, recipe: Recipe) -> Trained:
         """Returns the network of the first seed, trained now if no part has trained it before."""
-        if recipe.label not in self.trained:
-            few = self.config.num_evals
-            self.trained[recipe.label] = train(recipe, self.data, self.config.seed, few)
-        return self.trained[recipe.label]
+        if recipe not in self.trained:
+            evals = self.config.num_evals
+            self.trained[recipe] = train(recipe, self.data, self.config.seed, evals)
+        return self.trained[recipe]
 
     def summary(self, networks: Sequence[Trained]) -> dict[str, Any]:
         """Scores networks of one recipe on the test part; a number per seed."""

@@ -9,7 +9,8 @@ import numpy as np
 from experiments.lib.figures import _INK, _column, _plain_log_axis, _save, _style, _subplots
 
 _COLORS = {"sgd": "C0", "momentum": "C1", "adagrad": "C2", "adam": "C3"}
-_STYLES = {"cnn": ":", "backprop": "--", "values": "-"}
+_STYLES = {"backprop": "--", "values": "-"}
+_CNN_STYLES = (":", "-.", (0, (1, 3)), (0, (4, 1, 1, 1, 1, 1)))  # settings of one optimiser
 
 
 def optimizers(study: Any) -> None:
@@ -20,7 +21,7 @@ def optimizers(study: Any) -> None:
     """
     found = [study.results.get(name, {}) for name in ("first_order", "twins")]
     curves = {name: curve for part in found for name, curve in part.get("curves", {}).items()}
-    colors = {name: _color_of(name, number) for number, name in enumerate(curves)}
+    colors = {name: _COLORS[name.split("_")[1]] for name in curves}
     title = f"{study.data.name}: mean over seeds; a first-order step counts as three forwards"
     _errors(study.run.figures_dir / "optimizers.png", curves, colors, title)
 
@@ -33,13 +34,9 @@ def transfer(path: str | Path, curves: Mapping[str, Any]) -> None:
         curves: Labels and rows per seed.
     """
     shades = {"last": "C0", "last_two": "C1", "all": "C2"}
+    shades |= {f"{name}_equal": color for name, color in (("last", "C9"), ("last_two", "C8"))}
     colors = {name: shades[name.split("_", 1)[1]] for name in curves}
     _errors(path, curves, colors, "Fashion-MNIST → MNIST: layers trained after pretraining")
-
-
-def _color_of(name: str, number: int) -> str:
-    kind, _, optimizer = name.partition("_")
-    return _COLORS[optimizer] if kind in ("values", "backprop") else f"C{number % 10}"
 
 
 def _errors(
@@ -51,14 +48,13 @@ def _errors(
         for name, curve in curves.items():
             x = np.mean([_column(rows, key) for rows in curve["rows"]], axis=0)
             errors = [100 * (1 - _column(rows, "accuracy")) for rows in curve["rows"]]
-            style = _STYLES[name.split("_")[0]]
             axis.plot(
                 x,
                 np.mean(errors, axis=0),
                 color=colors[name],
-                linestyle=style,
+                linestyle=_style_of(name, list(curves)),
                 label=curve["label"],
-                linewidth=1.8 if style != ":" else 1.4,
+                linewidth=1.3 if name.startswith("cnn") else 1.8,
             )
         axis.set_xlabel(label)
         _plain_log_axis(axis, "y")
@@ -68,6 +64,14 @@ def _errors(
     axes[0, 0].set_ylabel("validation error (%)")
     axes[0, 1].legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     _save(figure, path, title)
+
+
+def _style_of(name: str, names: Sequence[str]) -> Any:
+    kind, optimizer = name.split("_")[:2]
+    if kind != "cnn":
+        return _STYLES[kind]
+    alike = [n for n in names if n.split("_")[:2] == [kind, optimizer]]
+    return _CNN_STYLES[alike.index(name) % len(_CNN_STYLES)]
 
 
 def sensitivity(path: str | Path, found: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.lib.errors import UserError
+
 KERNEL = 3
 
 
@@ -39,6 +41,12 @@ class Network(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Maps images (batch, height, width, channels) to logits (batch, num_classes)."""
         x = images
+        if min(images.shape[1:3]) < self.pool * 2 ** len(self.features):
+            height, width = images.shape[1:3]
+            raise UserError(
+                f"images of {height}x{width} are too small for pool {self.pool} and "
+                f"{len(self.features)} convolutions, each of which halves them"
+            )
         if self.pool > 1:
             x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
         for number, channels in enumerate(self.features):

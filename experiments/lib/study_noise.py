@@ -22,7 +22,10 @@ _CONFIDENCES = (0.0, 0.9)  # least confidence in the image that is to be flipped
 
 
 def noise(study: Study) -> str:
-    """Accuracy against noise on pixels and on weights; an image that small noise flips."""
+    """Accuracy against noise on pixels and on weights; images that small noise flips.
+
+    The reference network is among them if the part first_order came before.
+    """
     config = study.config
     pairs = {"values_only": True}, {"values_only": False}
     recipes = [study.twin("adam", **options) for options in pairs]
@@ -31,8 +34,9 @@ def noise(study: Study) -> str:
         for options in pairs
     ]
     networks = [study.network(recipe) for recipe in recipes]
-    if "best" in study.trained:
-        networks.append(study.trained["best"])
+    if study.best:
+        networks.append(study.best)
+    flipped = study.best or networks[1]
     key = jax.random.key(config.seed)
     curves = {
         t.recipe.label: {
@@ -41,7 +45,7 @@ def noise(study: Study) -> str:
         }
         for t in networks
     }
-    flips = [_flip(study, networks[-1], key, confidence) for confidence in _CONFIDENCES]
+    flips = [_flip(study, flipped, key, confidence) for confidence in _CONFIDENCES]
     study.results["noise"] = {
         "input_levels": _INPUT_LEVELS,
         "weight_levels": (0.0, *_WEIGHT_LEVELS),
@@ -62,7 +66,7 @@ def noise(study: Study) -> str:
         ]
         for label, c in curves.items()
     ]
-    label = networks[-1].recipe.label
+    label = flipped.recipe.label
     return markdown(head, rows) + "".join(f"\n{_sentence(flip, label)}\n" for flip in flips)
 
 
@@ -113,7 +117,10 @@ def _weight_curve(study: Study, trained: Trained, key: jax.Array) -> list[float]
 
 
 def _flip(study: Study, trained: Trained, key: jax.Array, confidence: float) -> dict[str, Any]:
-    """Looks for the smallest noise that changes a right decision, by values of the network only."""
+    """Looks for the smallest noise that changes a right decision, by values of the network only.
+
+    Pixels stay in [0, 1], so on a black background only half of the noise is left.
+    """
     data, network = study.data, trained.recipe.network
     logits = predict(network, trained.variables, data, data.test.images)
     labels = np.asarray(data.test.labels)

@@ -13,7 +13,7 @@ from experiments.lib.study_recipes import (
     VALUES_RATES,
     cnn_recipes,
 )
-from experiments.lib.study_training import DivergedError, initial, train
+from experiments.lib.study_training import DivergedError, Trained, initial, train
 
 
 def first_order(study: Study) -> str:
@@ -33,10 +33,10 @@ def first_order(study: Study) -> str:
         name: {"label": recipes[name].label, "rows": [t.rows for t in found]}
         for name, found in networks.items()
     }
-    study.trained["best"] = networks[best][0]
+    study.best = networks[best][0]
     study.results["first_order"] = {"recipes": summaries, "best": best, "curves": curves}
     published = {name: f"{value:.2f}" for name, value in PUBLISHED.items()}
-    _draw_filters(study)
+    _draw_filters(study, study.best)
     study_figures.optimizers(study)
     return (
         accuracy_table(summaries, published=published)
@@ -44,16 +44,17 @@ def first_order(study: Study) -> str:
     )
 
 
-def _draw_filters(study: Study) -> None:
-    best = study.trained["best"]
+def _draw_filters(study: Study, best: Trained) -> None:
     before = initial(best.recipe, study.data, study.config.seed)["Conv_0"]["kernel"]
     after = best.params["Conv_0"]["kernel"]
+    limit = float(max(np.abs(before).max(), np.abs(after).max()))
     for name, kernel in (("before", before), ("after", after)):
         figures.weight_images(
             study.run.figures_dir / f"filters_{name}.png",
             np.asarray(kernel),
             study.data.train.images.shape[1:3],
             title=f"first-layer filters {name} training",
+            limit=limit,
         )
 
 

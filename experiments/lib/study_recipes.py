@@ -10,7 +10,8 @@ from experiments.lib.study_training import FIRST_ORDER_FORWARDS, Recipe
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "adagrad", "adam")
 BACKPROP_RATES = {"sgd": 0.3, "momentum": 0.1, "adagrad": 0.3, "adam": 0.01}
 VALUES_RATES = {"sgd": 0.3, "momentum": 0.03, "adagrad": 0.1, "adam": 0.01}
-"""First learning rates (cosine to 1 %) of the small network; the best of the sensitivity curves."""
+"""First learning rates (cosine to 1 %) of the small network, from sensitivity curves at a part of
+the budget, one seed, on the validation part."""
 PUBLISHED = {
     "cnn_sgd_dropout": 99.22,
     "cnn_adam": 99.41,
@@ -55,6 +56,7 @@ def cnn_recipes(settings: Settings, num_images: int, num_classes: int) -> dict[s
 
     def recipe(label: str, network: Network, optimizer: Any, rate: float, **more: Any) -> Recipe:
         more = {"schedule": "constant", "sample_forwards": budget} | more
+        more["batch_size"] = min(64, num_images)
         return Recipe(f"CNN, {label}", network, optimizer, rate, **more)
 
     ours = {"schedule": "cosine", "shift": 2}
@@ -117,7 +119,10 @@ def twin(
     label = options.pop("label", names[optimizer])
     if not values_only:
         budget = settings.backprop_epochs * FIRST_ORDER_FORWARDS * num_images
-        options = {"learning_rate": BACKPROP_RATES[optimizer], "batch_size": 64} | options
+        options = {
+            "learning_rate": BACKPROP_RATES[optimizer],
+            "batch_size": min(64, num_images),
+        } | options
         return Recipe(
             f"back-propagation, {label}",
             network,

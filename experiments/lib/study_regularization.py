@@ -19,7 +19,10 @@ _SIGMAS = (0.05, 0.01, 0.002)
 
 
 def regularization(study: Study) -> str:
-    """L1 and L2 in the loss, L1 as a proximal step; L1 from trained and from fresh weights."""
+    """L1 and L2 in the loss, L1 as a proximal step; L1 from trained and from fresh weights.
+
+    The sample-forwards and seconds of a continued network are those of its second half.
+    """
     summaries: dict[str, Any] = {}
     sparsity: dict[str, dict[str, str]] = {"zero": {}, "small": {}, "norm": {}}
 
@@ -42,12 +45,20 @@ def regularization(study: Study) -> str:
         for field in ("l2", "l1"):
             label = f"Adam, {field.upper()} {strength:g} in the loss"
             add(f"{kind}_{field}", study.twin("adam", label=label, **{field: strength}, **options))
+        # A proximal step goes with plain descent, so that is what it is compared with.
+        label = f"SGD, L1 {strength:g} in the loss"
+        add(f"{kind}_sgd_l1", study.twin("sgd", label=label, l1=strength, **options))
         label = f"SGD, L1 {strength:g} as proximal step"
         add(f"{kind}_prox", study.twin("sgd", label=label, prox_l1=strength, **options))
-        # Continued against re-initialised: as many further steps, with the penalty.
+        # Continued with the penalty, continued without, and re-initialised for as long in all.
+        start = [t.params for t in first]
         label = f"Adam, L1 {strength:g}, from the network without penalty"
-        recipe = study.twin("adam", label=label, l1=strength, **options)
-        add(f"{kind}_continued", recipe, [t.params for t in first])
+        add(f"{kind}_continued", study.twin("adam", label=label, l1=strength, **options), start)
+        label = "Adam, no penalty, from the network without penalty"
+        add(f"{kind}_none_continued", study.twin("adam", label=label, **options), start)
+        label = f"Adam, L1 {strength:g}, re-initialised, twice as long"
+        longer = options | {"share": 2 * share}
+        add(f"{kind}_fresh", study.twin("adam", label=label, l1=strength, **longer))
     study.results["regularization"] = summaries
     columns = {
         "exactly zero %": sparsity["zero"],
@@ -106,7 +117,7 @@ def _spread(study: Study) -> dict[str, list[float]]:
 
     def own(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         # A key that differs from point to point: the bits of a perturbed weight.
-        number = params["Dense_0"]["kernel"].sum() + params["Dense_1"]["kernel"].sum()
+        number = sum(leaf.sum() for leaf in jax.tree.leaves(params))
         bits = jax.lax.bitcast_convert_type(number, jnp.uint32)
         return shared(params, batch, jax.random.fold_in(key, bits))
 

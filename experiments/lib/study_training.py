@@ -123,7 +123,7 @@ class Data:
         def pixels(split: Split, count: int | None = None) -> Pixels:
             return Pixels(jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count]))
 
-        images = dataset.train.images
+        images = dataset.train.images[:limit]
         return cls(
             dataset.name,
             pixels(dataset.train, limit),
@@ -180,6 +180,7 @@ def train(
         DivergedError: If the loss stops being finite.
     """
     began = time.perf_counter()
+    print(f"{recipe.label}, learning rate {recipe.learning_rate:g}, seed {seed}", flush=True)
     init_key, run_key, order_key = jax.random.split(jax.random.key(seed), 3)
     fresh, collections = initial_variables(recipe.network, init_key, data.train.images)
     params = fresh if params is None else params
@@ -203,8 +204,8 @@ def train(
                 accuracy, loss = score(recipe.network, variables, data, data.validation)
                 if not math.isfinite(loss):
                     raise DivergedError(
-                        f"the loss of '{recipe.label}' became {loss} by step {stop}: it wants a "
-                        "lower learning rate"
+                        f"the loss of '{recipe.label}' became {loss} by step {stop}: more "
+                        "--num-directions or a larger --batch-size make estimates less noisy"
                     )
                 rows.append(
                     {
@@ -215,8 +216,7 @@ def train(
                         "loss": loss,
                     }
                 )
-                if num_evals > 1:  # a single one is a row of somebody's table
-                    progress.update(stop, loss=loss, accuracy=accuracy)
+                progress.update(stop, loss=loss, accuracy=accuracy)
     variables = with_prediction(recipe.network, carry[0], collections, data)
     return Trained(recipe, variables, rows, time.perf_counter() - began)
 
@@ -293,7 +293,7 @@ def _advance(
     tx = build_transformation(dataclasses.replace(recipe, learning_rate=learning_rate))
     loss_fn, mask = loss_of(recipe, collections), mask_of(recipe)
     est = _estimator(recipe, mask)
-    size = min(recipe.batch_size, len(labels))
+    size = recipe.batch_size
 
     def body(step: Any, carry: Any) -> Any:
         params, state = carry
@@ -305,7 +305,7 @@ def _advance(
         if est is None:
             grad = _gradient(loss_fn, params, mask, args)
         else:
-            execution = zojax.chunked(recipe.chunk, keep_noise=True) if recipe.chunk else None
+            execution = zojax.chunked(recipe.chunk) if recipe.chunk else None
             found, _ = zojax.estimate(
                 est, loss_fn, params, keys[2], (), args=args, execution=execution
             )

@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from experiments import mnist_study
-from experiments.lib import study_optimizers, study_regularization, study_training
+from experiments.lib import (
+    study_noise,
+    study_optimizers,
+    study_regularization,
+    study_training,
+    study_transfer,
+)
 from experiments.lib.data import Dataset, Split
 from experiments.lib.errors import UserError
+from experiments.lib.runs import RunDirectory
+from experiments.lib.study import Study
 from experiments.lib.study_networks import Network, initial_variables, max_pool, with_statistics
 from experiments.lib.study_training import Data, Recipe
 
@@ -129,6 +137,46 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys):
     assert str(folder) in capsys.readouterr().out
 
 
+def test_transfer_adapts_the_chosen_layers(tmp_path, monkeypatch):
+    data = make_data(64)
+    monkeypatch.setattr(study_transfer, "load_dataset", lambda *_: None)
+    monkeypatch.setattr(study_transfer.Data, "of", lambda *_: data)
+    settings = {"transfer_features": (2,), "transfer_hidden": (4,), "batch_size": 16}
+    config = mnist_study.Config(
+        **settings, transfer_forwards=(8192 * 2, 8192, 8192), num_evals=1, num_seeds=1, hidden=(4,)
+    )
+    study = Study(config, data, RunDirectory.create(tmp_path, "study", 0, config))
+    text = study_transfer.transfer(study)
+    found = study.results["transfer"]["recipes"]
+    assert set(found) == {
+        *(f"{kind}_{part}" for kind in ("backprop", "values") for part in study_transfer._WORDS),
+        "values_last_equal",
+    }
+    assert found["values_last"]["trained_weights"] == 4 * 3 + 3
+    assert found["values_last_two"]["trained_weights"] == 4 * 4 * 2 * 4 + 4 + 15
+    assert found["values_last"]["steps"] == 2 * found["values_last_equal"]["steps"]
+    assert "trained weights" in text
+
+
+def test_noise_alone_flips_the_plain_network(tmp_path):
+    data = make_data()
+    config = mnist_study.Config(
+        hidden=(4,), sample_forwards=128, num_directions=2, batch_size=16, backprop_epochs=1,
+        num_evals=1, num_seeds=1, num_chips=1, noise_images=10,
+    )  # fmt: skip
+    study = Study(config, data, RunDirectory.create(tmp_path, "study", 0, config))
+    text = study_noise.noise(study)
+    assert len(study.results["noise"]["curves"]) == 4
+    assert "'back-propagation, Adam'" in text
+
+
+def test_an_epoch_shows_every_image_once_whatever_the_evaluations():
+    data = make_data(30)
+    recipe = Recipe("order", SMALL, "sgd", 0.1, 3 * 8 * 7, batch_size=8)
+    few, many = (study_training.train(recipe, data, 0, num_evals=n).params for n in (1, 5))
+    jax.tree.map(np.testing.assert_array_equal, few, many)
+
+
 def test_sizes_of_weights():
     found = study_regularization.sizes({"w": jnp.array([0.0, 1e-4, -2.0, 3.0])})
     assert found["zero_share"] == 0.25 and found["small_share"] == 0.5
@@ -141,7 +189,9 @@ def test_sizes_of_weights():
         (["--parts", "chess"], "unknown part 'chess'"),
         (["--recipes", "rnn"], "unknown recipe 'rnn'"),
         (["--num-seeds", 0], "num_seeds must be > 0"),
-        (["--transfer-forwards", 1, 0, 1], "every number in transfer_forwards must be > 0"),
+        (["--transfer-forwards", 1, 0, 1], "transfer_forwards must be one or more numbers > 0"),
+        (["--rate-factors", "nan"], "rate_factors must be one or more numbers > 0"),
+        (["--dataset", "digits", "--pool", 9], "images of 8x8 are too small for pool 9"),
     ],
 )
 def test_bad_options_are_one_sentence(options, message, tmp_path, monkeypatch):
@@ -152,5 +202,5 @@ def test_bad_options_are_one_sentence(options, message, tmp_path, monkeypatch):
 
 def test_divergence_is_one_sentence():
     recipe = Recipe("too fast", SMALL, "sgd", 1e30, 3 * 24 * 2, batch_size=24)
-    with pytest.raises(UserError, match="'too fast' became .* lower learning rate"):
+    with pytest.raises(UserError, match="'too fast' became .* less noisy"):
         study_training.train(recipe, make_data(), 0, num_evals=1)
