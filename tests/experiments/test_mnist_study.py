@@ -22,7 +22,7 @@ from experiments.lib.errors import UserError
 from experiments.lib.runs import RunDirectory
 from experiments.lib.study import Study
 from experiments.lib.study_networks import Network, initial_variables, max_pool, with_statistics
-from experiments.lib.study_training import Data, Recipe
+from experiments.lib.study_training import Data, Recipe, Trained
 
 SMALL = Network(3, features=(2, 3), hidden=(4,))
 
@@ -156,6 +156,36 @@ def test_transfer_adapts_the_chosen_layers(tmp_path, monkeypatch):
     assert found["values_last_two"]["trained_weights"] == 4 * 4 * 2 * 4 + 4 + 15
     assert found["values_last"]["steps"] == 2 * found["values_last_equal"]["steps"]
     assert "trained weights" in text
+
+
+def test_penalties_and_perturbation(tmp_path, monkeypatch):
+    """Without the training, which other tests cover: every recipe is made, and started right."""
+    data, started = make_data(), {}
+    config = mnist_study.Config(hidden=(4,), num_seeds=1)
+    study = Study(config, data, RunDirectory.create(tmp_path, "study", 0, config))
+
+    def train(self, recipe, params=None, num_evals=None):
+        started[recipe.label] = params
+        network = study_training.initial(recipe, data, 0)
+        trained = Trained(recipe, {"params": network}, [{"accuracy": 0.5}], 1.0)
+        return [trained], {
+            "label": recipe.label, "learning_rate": 1.0, "sample_forwards": recipe.sample_forwards,
+            "seconds": [1.0], "validation_accuracy": [0.5], "test_accuracy": [0.5],
+        }  # fmt: skip
+
+    monkeypatch.setattr(Study, "train", train)
+    for name in ("_PAIRS", "_ESTIMATES"):
+        monkeypatch.setattr(study_regularization, name, 2)
+    study_regularization.regularization(study)
+    found = study.results["regularization"]
+    for kind in ("backprop", "values"):
+        budgets = [found[f"{kind}_{n}"]["sample_forwards"] for n in ("l1", "continued", "fresh")]
+        assert budgets == [budgets[0], budgets[0], 2 * budgets[0]]
+    assert sum(params is not None for params in started.values()) == 4
+    text = study_regularization.perturbation(study)
+    assert "one for every point" in text
+    own = study.results["perturbation"]["relative_squared_error"]["one for every point"]
+    assert own[-1] > own[0]  # masks of their own are noise that grows as sigma shrinks
 
 
 def test_noise_alone_flips_the_plain_network(tmp_path):
