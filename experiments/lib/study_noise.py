@@ -71,7 +71,8 @@ def noise(study: Study) -> str:
 
 
 def _sentence(flip: dict[str, Any], label: str) -> str:
-    what = f"a decision of '{label}' with a confidence of at least {flip['asked']:.0%}"
+    sure = f" made with a confidence of at least {flip['asked']:.0%}" if flip["asked"] else ""
+    what = f"a decision of '{label}'{sure}"
     if not flip["found"]:
         return f"No noise up to {_SMALL_LEVELS[-1]:g} was found that flips {what}."
     return (
