@@ -101,7 +101,7 @@ def sensitivity(path: str | Path, found: Mapping[str, Any]) -> None:
         axis.set_title(title, fontsize=11, color=_INK)
         _style(axis)
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    axes[0, 1].legend(fontsize=9, frameon=False, loc="lower left")
+    axes[0, 0].legend(fontsize=9, frameon=False, loc="lower left")
     _save(figure, path, "")
 
 
