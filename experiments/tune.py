@@ -36,6 +36,7 @@ from experiments.lib.tune_training import choose_pool
 
 NAME = "tune"
 _ALL = tuple(contestants())
+_HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Config:
     num_retrainings: int = 3
     """Trainings of its best setting with new seeds, each scored once on the test part."""
 
-    searchers: tuple[str, ...] = _ALL
-    """What replay compares; functions takes those without a scheduler."""
+    searchers: tuple[str, ...] = tuple(name for name in _ALL if name != "gp" or _HAS_TORCH)
+    """What replay compares; functions takes those without a scheduler. By default all, gp where torch
+    is installed."""
     num_seeds: int = 10
     """Studies per searcher."""
     table: str | None = None
