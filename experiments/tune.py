@@ -81,8 +81,8 @@ class Config:
     """Trainings of its best setting with new seeds, each scored once on the test part."""
 
     searchers: tuple[str, ...] = tuple(name for name in _ALL if name != "gp" or _HAS_TORCH)
-    """What replay compares; functions takes those without a scheduler. By default all, gp where torch
-    is installed."""
+    """What replay compares; functions takes those without a scheduler. By default all; gp needs the
+    extra tune-gp (torch)."""
     num_seeds: int = 10
     """Studies per searcher."""
     table: str | None = None
@@ -194,6 +194,8 @@ def main() -> None:
     config, run = resolve(cli.parse(Config, None, PRESETS))
     keep_compiled_programs()
     silence_optuna()
+    if config.study != "live" and not _HAS_TORCH:
+        print("NOTE: the Gaussian process (gp) is left out; it needs the extra tune-gp", flush=True)
     if config.study == "live":
         run_live(config, run)
     elif config.study == "replay":
