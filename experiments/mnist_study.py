@@ -140,19 +140,19 @@ def _check_numbers(name: str, values: tuple[float, ...]) -> None:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "num_train": 10_000,
+        "num_train": 8_000,
         "recipes": ("cnn_sgd_dropout", "cnn_adam_bn"),
         "epochs": 1,
         "backprop_epochs": 1,
         "sample_forwards": 8e6,
-        "sensitivity_share": 0.1,
-        "rate_factors": (0.1, 1.0, 10.0),
+        "sensitivity_share": 0.05,
+        "rate_factors": (0.3, 1.0, 3.0),
         "num_chips": 3,
         "noise_images": 500,
         "pretrain_epochs": 1,
         "transfer_epochs": 1,
-        "transfer_forwards": (2e6, 5e5, 5e4),
-        "num_evals": 5,
+        "transfer_forwards": (1e5, 1e5, 1e5),
+        "num_evals": 3,
         "num_seeds": 1,
     },
 }
