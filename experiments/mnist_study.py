@@ -19,12 +19,12 @@ from experiments.lib.data import DatasetName, load_dataset
 from experiments.lib.errors import run_cli
 from experiments.lib.runs import RunDirectory
 from experiments.lib.study import Study
+from experiments.lib.study_data import Data
 from experiments.lib.study_networks import Network
 from experiments.lib.study_noise import noise
 from experiments.lib.study_optimizers import first_order, sensitivity, twins
 from experiments.lib.study_recipes import RECIPES
 from experiments.lib.study_regularization import perturbation, regularization
-from experiments.lib.study_training import Data
 from experiments.lib.study_transfer import transfer
 
 NAME = "mnist_study"

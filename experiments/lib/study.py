@@ -8,8 +8,9 @@ import numpy as np
 
 from experiments.lib import study_recipes
 from experiments.lib.runs import RunDirectory
+from experiments.lib.study_data import Data, score
 from experiments.lib.study_networks import Network
-from experiments.lib.study_training import Data, Recipe, Trained, score, train
+from experiments.lib.study_training import Recipe, Trained, train
 
 
 @dataclasses.dataclass

@@ -9,8 +9,9 @@ import numpy as np
 
 from experiments.lib import study_figures
 from experiments.lib.study import Study, markdown
+from experiments.lib.study_data import logits_of, predict, score
 from experiments.lib.study_networks import Network
-from experiments.lib.study_training import Trained, logits_of, predict, score
+from experiments.lib.study_training import Trained
 from zojax import robustness
 
 _INPUT_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

@@ -14,16 +14,15 @@ import optax
 import zojax
 import zojax.flax
 from experiments.lib.classifier import cross_entropy
-from experiments.lib.data import Dataset, Split
 from experiments.lib.errors import UserError
 from experiments.lib.optimizers import OptimizerName, build_optimizer, build_schedule
 from experiments.lib.progress import Progress
-from experiments.lib.study_networks import Network, initial_variables, with_statistics
+from experiments.lib.study_data import Data, score, with_prediction
+from experiments.lib.study_networks import Network, initial_variables
 from zojax import projections, regularization, trees
 
 FIRST_ORDER_FORWARDS = 3  # a backward pass is counted as two forward passes
 Trainable = Literal["all", "last", "last_two"]
-_STATISTICS = 2_000  # training images behind the statistics of batch normalisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,63 +79,6 @@ class Recipe:
     def num_steps(self) -> int:
         """Steps within the budget, at least one."""
         return max(1, int(self.sample_forwards // self.forwards_per_step))
-
-
-class Pixels(NamedTuple):
-    """Images with their labels on the device; pixels in [0, 1]."""
-
-    images: jax.Array
-    labels: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A data set on the device, and how its images enter a network.
-
-    Attributes:
-        name: Of the data set.
-        train: Training part.
-        validation: What everything is chosen by.
-        test: Scored once, at the end.
-        mean: Per pixel, over the training part.
-        deviation: One number.
-        class_names: One per label.
-    """
-
-    name: str
-    train: Pixels
-    validation: Pixels
-    test: Pixels
-    mean: jax.Array
-    deviation: jax.Array
-    class_names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, dataset: Dataset, limit: int | None = None) -> "Data":
-        """Moves a data set to the device.
-
-        Args:
-            dataset: From `load_dataset`.
-            limit: The most training images to keep.
-        """
-
-        def pixels(split: Split, count: int | None = None) -> Pixels:
-            return Pixels(jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count]))
-
-        images = dataset.train.images[:limit]
-        return cls(
-            dataset.name,
-            pixels(dataset.train, limit),
-            pixels(dataset.validation),
-            pixels(dataset.test),
-            jnp.asarray(images.mean(axis=0)),
-            jnp.asarray(images.std()),
-            dataset.class_names,
-        )
-
-    def prepare(self, images: jax.Array) -> jax.Array:
-        """Centres every pixel and divides by one standard deviation."""
-        return (images - self.mean) / self.deviation
 
 
 class DivergedError(UserError):
@@ -358,46 +300,3 @@ def augment(recipe: Recipe, key: jax.Array, images: jax.Array) -> jax.Array:
     if recipe.input_noise:
         images = images + recipe.input_noise * jax.random.normal(noise_key, images.shape)
     return images
-
-
-def with_prediction(network: Network, params: Any, collections: Any, data: Data) -> Any:
-    """Returns variables for prediction, with statistics of the first training images."""
-    return _with_statistics(
-        network, params, collections, data.prepare(data.train.images[:_STATISTICS])
-    )
-
-
-_with_statistics = jax.jit(with_statistics, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(network: Network, variables: Any, images: jax.Array) -> jax.Array:
-    """Returns logits (n, classes) of prepared images."""
-    return network.apply(variables, images)
-
-
-def score(
-    network: Network, variables: Any, data: Data, split: Pixels, batch: int = 2_500
-) -> tuple[float, float]:
-    """Returns accuracy (a fraction) and mean cross-entropy.
-
-    Args:
-        network: The module.
-        variables: From `with_prediction`.
-        data: How images are prepared.
-        split: What is scored.
-        batch: Images per pass; bounds the memory.
-    """
-    logits = predict(network, variables, data, split.images, batch)
-    labels = np.asarray(split.labels)
-    accuracy = float((logits.argmax(-1) == labels).mean())
-    return accuracy, float(cross_entropy(jnp.asarray(logits), split.labels))
-
-
-def predict(
-    network: Network, variables: Any, data: Data, images: jax.Array, batch: int = 2_500
-) -> np.ndarray:
-    """Returns logits (n, classes) of images with pixels in [0, 1]."""
-    starts = range(0, len(images), batch)
-    parts = [logits_of(network, variables, data.prepare(images[i : i + batch])) for i in starts]
-    return np.concatenate([np.asarray(part) for part in parts])

@@ -4,16 +4,9 @@ from experiments.lib import study_figures
 from experiments.lib.data import load_dataset
 from experiments.lib.errors import UserError
 from experiments.lib.study import Study, accuracy_table
+from experiments.lib.study_data import Data, score
 from experiments.lib.study_networks import Network
-from experiments.lib.study_training import (
-    FIRST_ORDER_FORWARDS,
-    Data,
-    Recipe,
-    Trainable,
-    mask_of,
-    score,
-    train,
-)
+from experiments.lib.study_training import FIRST_ORDER_FORWARDS, Recipe, Trainable, mask_of, train
 from zojax import trees
 
 _SOURCE = "fashion_mnist"

@@ -21,8 +21,9 @@ from experiments.lib.data import Dataset, Split
 from experiments.lib.errors import UserError
 from experiments.lib.runs import RunDirectory
 from experiments.lib.study import Study
+from experiments.lib.study_data import Data
 from experiments.lib.study_networks import Network, initial_variables, max_pool, with_statistics
-from experiments.lib.study_training import Data, Recipe, Trained
+from experiments.lib.study_training import Recipe, Trained
 
 SMALL = Network(3, features=(2, 3), hidden=(4,))
 
