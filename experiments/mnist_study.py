@@ -49,7 +49,7 @@ class Config:
     """
 
     preset: Literal["default", "quick"] = "default"
-    """default: about an hour on two cores. quick: all parts, small, under three minutes."""
+    """default: an hour or two on two cores. quick: all parts, small, under three minutes."""
     dataset: DatasetName = "auto"
     """auto is mnist where it is prepared, else scikit-learn's digits."""
     data_dir: str | None = None

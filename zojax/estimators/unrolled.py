@@ -183,12 +183,7 @@ def _build(
     mask: trees.Mask | None,
 ) -> UnrolledEstimator:
     """The estimator whose `keep(kept, drawn, begins)` gives what is applied and what is kept."""
-    check_that("unroll", unroll, "a function (params, inner, key, *args)", callable)
-    check_that("inner_init", inner_init, "a function (key)", callable)
-    check_at_least("num_truncations", num_truncations, 1)
-    check_at_least("num_directions", n, 1)
-    check_that("sigma", sigma, "a number, for noise is kept", lambda s: not callable(s))
-    check_positive("sigma", sigma)
+    _check(unroll, inner_init, num_truncations, n, sigma)
     directions = gaussian()
 
     def begin(key: PRNGKey) -> Any:
@@ -236,18 +231,34 @@ def _build(
         grad = trees.merge(grad, jax.tree.map(jnp.zeros_like, rest))
 
         over = ~valid | (state.clock + 1 >= state.length)
-        fresh = jax.vmap(begin)(begin_keys)
-        inner = jax.tree.map(lambda x, y: jax.vmap(jnp.where)(over, x, y), fresh, inner)
-        state = UnrolledState(
-            inner=inner,
-            noise=jnp.where(over[:, None], 0, noise),
-            clock=jnp.where(over, 0, state.clock + 1),
-            length=jnp.where(over, num_truncations, state.length),
-        )
+        moved = UnrolledState(inner, noise, state.clock + 1, state.length)
+        state = _restarted(moved, over, jax.vmap(begin)(begin_keys), num_truncations)
         value, info = _describe(losses, valid)
         return Estimate(value, grad, info), state
 
     return UnrolledEstimator(name, 2 * n, init, estimate)
+
+
+def _check(unroll: Any, inner_init: Any, num_truncations: int, n: int, sigma: Any) -> None:
+    """Raises ValueError unless the parts are what they should be."""
+    check_that("unroll", unroll, "a function (params, inner, key, *args)", callable)
+    check_that("inner_init", inner_init, "a function (key)", callable)
+    check_at_least("num_truncations", num_truncations, 1)
+    check_at_least("num_directions", n, 1)
+    check_that("sigma", sigma, "a number, for noise is kept", lambda s: not callable(s))
+    check_positive("sigma", sigma)
+
+
+def _restarted(
+    state: UnrolledState, over: chex.Array, fresh: Any, num_truncations: int
+) -> UnrolledState:
+    """The state in which pairs that are `over` (n,) begin an episode from `fresh` inner states."""
+    return UnrolledState(
+        inner=jax.tree.map(lambda x, y: jax.vmap(jnp.where)(over, x, y), fresh, state.inner),
+        noise=jnp.where(over[:, None], 0, state.noise),
+        clock=jnp.where(over, 0, state.clock),
+        length=jnp.where(over, num_truncations, state.length),
+    )
 
 
 def _checked(output: Any, inner: Any) -> tuple[chex.Array, Any]:
