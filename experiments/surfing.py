@@ -24,7 +24,8 @@ from experiments.lib.generator_families import FamilyName
 from experiments.lib.generator_store import Generator
 from experiments.lib.generators import DecoderName
 from experiments.lib.runs import RunDirectory, check_same_config
-from experiments.lib.surfing_studies import IMAGES, STUDIES, Bench, StudyName
+from experiments.lib.surfing_bench import IMAGES, Bench
+from experiments.lib.surfing_studies import STUDIES, StudyName
 from experiments.lib.surfing_surface import surface
 
 NAME = "surfing"
@@ -41,13 +42,14 @@ class Config:
     and the generators it trained.
     """
 
-    preset: Literal["default", "quick", "digits", "measurements", "paper"] = "default"
-    """default: generators of two latents, the surfaces and one-bit measurements, minutes on two
-    cores. quick: digits, a minute. digits, measurements: as reported. paper: 5, 10 and 20
-    latents, all studies and three seeds, for an accelerator."""
+    preset: Literal["default", "quick", "digits", "measurements", "fashion"] = "default"
+    """default: a generator of two latents, its surfaces and one-bit measurements, minutes on two
+    cores. quick: digits, a minute. digits, measurements, fashion: as reported, three seeds, a
+    quarter of an hour to an hour each."""
     studies: tuple[StudyName, ...] = ("success",)
     """success: latents of generated images. compressed: images from few linear measurements.
-    values: by values alone. one_bit: from signs of measurements, where no gradient exists."""
+    values: by values alone. one_bit: from signs of measurements, where no gradient exists.
+    options: surfing with each of its options."""
 
     generators: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN_DIR ...")] = ()
     """Runs of experiments.train_generator; the options up to --num-snapshots are then theirs."""
@@ -143,22 +145,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "dataset": "digits",
         "studies": ("success", "values"),
-        "kl_weight": 0.1,
+        "kl_weight": 0.3,
         "latent_dims": (2, 5, 10, 20),
         "num_seeds": 3,
     },
     "measurements": {
         "dataset": "digits",
-        "studies": ("compressed",),
-        "kl_weight": 0.1,
+        "studies": ("compressed", "one_bit"),
+        "kl_weight": 0.3,
         "latent_dims": (2, 5),
         "num_seeds": 3,
     },
-    "paper": {
+    "fashion": {
         "dataset": "fashion_mnist",
-        "studies": ("success", "compressed"),
         "family": "wgan_gp",
-        "latent_dims": (5, 10, 20),
+        "latent_dims": (5,),
+        "num_steps": 60,
+        "polish_steps": 1000,
         "num_seeds": 3,
     },
 }
@@ -251,14 +254,18 @@ class Recorder:
             np.save(self._folder / f"{stem}.npy", np.asarray(values)[:_NUM_KEPT])
         self._run.append_metrics({"step": step, "generator": generator, "is_last": is_last, **row})
 
-    def write(self, title: str) -> None:
-        """Writes summary, table and the figures that are made of rows and images."""
+    def write(self, title: str) -> list[dict[str, Any]]:
+        """Writes summary and table; returns the rows in them."""
         rows = self._run.read_metrics()
         hidden = {"step", "generator", "is_last"}
         public = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
         self._run.write_summary({"experiment": NAME, "title": title, "rows": public})
         (self._run.path / "table.md").write_text(surfing_report.table(public))
-        surfing_report.draw(self._run.figures_dir, public, self._folder, title)
+        return public
+
+    def draw(self, title: str) -> None:
+        """Draws the figures that are made of rows and images."""
+        surfing_report.draw(self._run.figures_dir, self.write(title), self._folder, title)
 
 
 def run_studies(
@@ -342,6 +349,7 @@ def run_experiment(config: Config) -> RunDirectory:
     except KeyboardInterrupt:
         advice = f"continue with python -m experiments.{NAME} --resume {run.path}"
         raise KeyboardInterrupt(advice) from None
+    recorder.draw(title)
     print((run.path / "table.md").read_text())
     print(f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}", flush=True)
     return run

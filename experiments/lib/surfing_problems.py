@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -109,16 +109,18 @@ class Effort:
     Attributes:
         num_steps: Gradient steps per snapshot; direct descent makes as many in all.
         polish_steps: Further steps on the trained generator, with a rate that falls to 0.
-        prior_weight: See `zojax.inverse.surf`.
+        options: Of `zojax.inverse.surf`.
+        advance: When to leave a snapshot early.
     """
 
     num_steps: int
     polish_steps: int
-    prior_weight: float = 0.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    advance: inverse.Advance | None = None
 
 
 class Solver:
-    """One method on one loss, compiled once for all learning rates."""
+    """One method with Adam on one loss, compiled once for all learning rates."""
 
     def __init__(
         self,
@@ -127,7 +129,6 @@ class Solver:
         snapshots: Any,
         effort: Effort,
         estimator: Estimator | None = None,
-        make_optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
     ) -> None:
         """Prepares the method.
 
@@ -137,22 +138,21 @@ class Solver:
             snapshots: Stacked parameters.
             effort: Steps.
             estimator: Of gradients from values; None for back-propagation.
-            make_optimizer: From a learning rate or a schedule.
         """
         self.method = method
 
         def solve_one(x0: jax.Array, key: jax.Array, rate: Any, *target: Any) -> inverse.Surfed:
             decay = optax.cosine_decay_schedule(rate, max(effort.polish_steps, 1))
-            polish = inverse.Descent(make_optimizer(decay), effort.polish_steps, estimator)
+            polish = inverse.Descent(optax.adam(decay), effort.polish_steps, estimator)
             return METHODS[method](
                 loss_fn,
                 snapshots,
                 x0,
                 key,
-                inverse.Descent(make_optimizer(rate), effort.num_steps, estimator),
+                inverse.Descent(optax.adam(rate), effort.num_steps, estimator, effort.advance),
                 args=target,
                 polish=polish if effort.polish_steps else None,
-                prior_weight=effort.prior_weight,
+                **effort.options,
             )
 
         @jax.jit

@@ -73,12 +73,16 @@ def draw(folder: Path, rows: Sequence[Row], images: Path, title: str) -> None:
         success(folder / "success.png", by_study["success"], title)
     if "compressed" in by_study:
         measurements(folder / "measurements.png", by_study["compressed"], title)
-    for study, chosen in by_study.items():
-        for latent_dim in sorted({row["latent_dim"] for row in chosen}):
-            same = [row for row in chosen if row["latent_dim"] == latent_dim]
-            first = next(iter(_grouped(same, _problem).values()))
+    for study, of_study in by_study.items():
+        for latent_dim in sorted({row["latent_dim"] for row in of_study}):
+            same = [row for row in of_study if row["latent_dim"] == latent_dim]
+            seed = same[0]["seed"]
+            problems = _grouped([row for row in same if row["seed"] == seed], _problem)
+            # Of several numbers of measurements the largest; of several variants all latents.
+            chosen = list(problems.values())[-1 if study == "compressed" else 0]
+            measured = f", m = {chosen[0]['num_measurements']}" if study == "compressed" else ""
             path = folder / f"images-{study}-{latent_dim}.png"
-            reconstructions(path, first, images, f"{title}, k = {latent_dim}")
+            reconstructions(path, chosen, images, f"{title}, k = {latent_dim}{measured}")
 
 
 def success(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -151,7 +155,7 @@ def measurements(path: Path, rows: Sequence[Row], title: str) -> None:
             _style(axis)
             _plain_log_axis(axis, "x")
             if key != "x_success":
-                axis.set_yscale("log")
+                _plain_log_axis(axis, "y")
             axis.set_title(f"k = {latent_dim}: {label}", color=_INK, fontsize=10)
             axis.set_xlabel("measurements m (dashed: 2 k)", color=_INK)
     axes[0, -1].legend(frameon=False, fontsize=9)
@@ -173,10 +177,11 @@ def reconstructions(path: Path, rows: Sequence[Row], images: Path, title: str) -
         file = images / f"{_stem(rows[0])}-{name}.npy"
         if file.is_file():
             found[name] = np.load(file)
-    if len(found) < 2:
+    if not {"target", "direct", "surfing"} <= found.keys():
         return
-    errors = [np.mean((found[n] - found["target"]) ** 2, axis=(1, 2, 3)) for n in found][1:]
-    order = np.argsort(-np.ptp(errors, axis=0), kind="stable")[:_NUM_IMAGES]
+    errors = {n: np.mean((found[n] - found["target"]) ** 2, axis=(1, 2, 3)) for n in found}
+    apart = np.abs(errors["surfing"] - errors["direct"])
+    order = np.argsort(-apart, kind="stable")[:_NUM_IMAGES]
     figure, axes = _subplots(len(found), len(order), (len(order) + 1.2, len(found) + 0.6))
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -185,7 +190,7 @@ def reconstructions(path: Path, rows: Sequence[Row], images: Path, title: str) -
         for axis, index in zip(line_, order, strict=True):
             axis.imshow(np.squeeze(values[index], -1), cmap="gray_r", vmin=0, vmax=1)
         line_[0].set_ylabel(_NAMES.get(name, name), color=_INK, fontsize=9)
-    _save(figure, path, f"{title}: where the methods differ most")
+    _save(figure, path, f"{title}: where direct descent and surfing differ most")
 
 
 def _stem(row: Row) -> str:
@@ -281,6 +286,7 @@ _TABLES = (
         ],
         _COST,
     ),
+    _table("options", _WHO[:1], [("option", _shared("variant"))], _FOUND, _COST),
     _table("values", _WHO[:1], [("gradient", _shared("variant"))], _WHO[1:], _FOUND, _COST),
     _table(
         "compressed",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib.figures import _INK, _save, _subplots
+from experiments.lib.surfing_bench import Bench
 from experiments.lib.surfing_problems import Solver
-from experiments.lib.surfing_studies import Bench
 from zojax import inverse
 
 _NUM_PANELS = 6
@@ -47,11 +47,13 @@ def surface(path: Path, bench: Bench) -> None:
     def losses(params: Any) -> jax.Array:
         return jax.lax.map(lambda x: loss_fn(params, x, image), grid, batch_size=_SIDE)
 
-    count = len(way) - 1
+    count, steps = len(way) - 1, bench.steps
     shown = np.unique(np.linspace(0, count - 1, _NUM_PANELS).round().astype(int))
-    figure, axes = _subplots(2, _NUM_PANELS // 2, (10.5, 7.2), sharex=True, sharey=True)
-    steps = bench.steps
-    for axis, at in zip(axes.flat, shown, strict=True):
+    columns = -(-len(shown) // 2)
+    figure, axes = _subplots(2, columns, (3.5 * columns, 7.2), sharex=True, sharey=True)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, at in zip(axes.flat, shown, strict=False):
         params = jax.tree.map(lambda leaf, at=at: leaf[at], problem.snapshots)
         height = np.asarray(losses(params)).reshape(_SIDE, _SIDE)
         axis.contourf(ticks, ticks, np.log10(height + 1e-3), levels=24, cmap="Blues_r")

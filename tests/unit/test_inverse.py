@@ -239,6 +239,9 @@ def test_restarts_return_the_lowest_and_count_all():
     assert float(found.x[0]) > 0.9
     assert int(found.num_steps) == 3 * 200
     assert int(found.num_queries) == 3 * 201
+    for starts in (jnp.float32(1.0), jnp.zeros((0, 1)), (jnp.zeros(1), jnp.zeros(2))):
+        with pytest.raises(ValueError, match="starts must share a leading axis"):
+            solve(starts, KEY)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():

@@ -187,11 +187,17 @@ def restarted(solve: Callable[..., Surfed]) -> Callable[..., Surfed]:
 
     Returns:
       `(starts, key, *args) -> Surfed`; `starts` has a leading axis, steps and queries are those of
-      all starts together. One problem: `jax.vmap` over many.
+      all starts together. One problem: `jax.vmap` over many. It raises `ValueError` for starts
+      without a common leading axis.
     """
 
     def solve_all(starts: Params, key: PRNGKey, *args: Any) -> Surfed:
-        keys = jax.random.split(key, num_snapshots(starts))
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(starts)}
+        count = lengths.pop() if len(lengths) == 1 else ()
+        if not count or count[0] == 0:
+            shapes = jax.tree.map(jnp.shape, starts)
+            raise ValueError(f"starts must share a leading axis of at least 1, got {shapes}")
+        keys = jax.random.split(key, *count)
         found = jax.vmap(lambda x0, k: solve(x0, k, *args))(starts, keys)
         best = jnp.argmin(jnp.where(jnp.isfinite(found.value), found.value, jnp.inf))
         chosen: Surfed = jax.tree.map(lambda leaf: leaf[best], found)
