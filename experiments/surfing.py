@@ -146,7 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "digits",
         "studies": ("success", "values"),
         "kl_weight": 0.3,
-        "latent_dims": (2, 5, 10, 20),
+        "latent_dims": (2, 5, 10),
         "num_seeds": 3,
     },
     "measurements": {
