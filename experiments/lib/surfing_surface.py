@@ -31,7 +31,7 @@ def surface(path: Path, bench: Bench) -> None:
     loss_fn = inverse.reconstruction_loss(problem.generate)
     ways, values = {}, {}
     for method in ("direct", "surfing"):
-        solver = Solver(method, loss_fn, problem.snapshots, bench.effort())
+        solver = Solver(method, loss_fn, problem.snapshots, bench.effort)
         found, _ = solver(_RATE, problem.starts, bench.key(0), problem.images)
         ways[method], values[method] = found.path, found.value
     differ = np.flatnonzero((values["surfing"] < 1e-5) & (values["direct"] > 1e-2))
