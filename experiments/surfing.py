@@ -7,16 +7,13 @@ docs/results/surfing.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from experiments import train_generator
-from experiments.lib import cli, generator_store, surfing_report
+from experiments.lib import cli, generator_store, surfing_generators, surfing_report
 from experiments.lib.compilation_cache import keep_compiled_programs
 from experiments.lib.data import DatasetName, load_dataset
 from experiments.lib.errors import UserError, run_cli
@@ -24,12 +21,12 @@ from experiments.lib.generator_families import FamilyName
 from experiments.lib.generator_store import Generator
 from experiments.lib.generators import DecoderName
 from experiments.lib.runs import RunDirectory, check_same_config
-from experiments.lib.surfing_bench import IMAGES, Bench
+from experiments.lib.surfing_bench import Bench
+from experiments.lib.surfing_recorder import Recorder
 from experiments.lib.surfing_studies import STUDIES, StudyName
 from experiments.lib.surfing_surface import surface
 
 NAME = "surfing"
-_NUM_KEPT = 50  # images per row that are kept for the figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +34,16 @@ class Config:
     """Recovers latents from images: surfing beside direct descent on the trained generator.
 
     Surfing descends on every snapshot of the generator's training in turn, direct descent makes as
-    many steps on the last. Learning rates are chosen for each on targets of their own. Writes
-    runs/surfing/<time>-<seed>/ with config.json, metrics.jsonl, summary.json, table.md, figures/
-    and the generators it trained.
+    many steps on the last, from one start or shared by eight. Learning rates are chosen for each on
+    targets of their own. Writes runs/surfing/<time>-<seed>/ with config.json, metrics.jsonl,
+    summary.json, table.md, figures/ and the generators it trained.
     """
 
     preset: Literal["default", "quick", "digits", "measurements", "fashion"] = "default"
     """default: a generator of two latents, its surfaces and one-bit measurements, minutes on two
     cores. quick: digits, a minute. digits, measurements, fashion: as reported, three seeds, a
     quarter of an hour to an hour each."""
-    studies: tuple[StudyName, ...] = ("success",)
+    studies: tuple[StudyName, ...] = ("success", "one_bit")
     """success: latents of generated images. compressed: images from few linear measurements.
     values: by values alone. one_bit: from signs of measurements, where no gradient exists.
     options: surfing with each of its options."""
@@ -92,7 +89,7 @@ class Config:
     smoothing: tuple[float, ...] = (0.1, 0.3, 0.6)
     """one_bit: widths of the smoothing, in latents, from which each method takes its best."""
     bit_steps: int = 30
-    """one_bit: steps per snapshot, each of 8 k queries; ten times as many polish."""
+    """one_bit: steps per snapshot, each of 4 k queries; ten times as many polish."""
 
     num_seeds: int = 1
     """Repetitions: generators, targets and starts anew."""
@@ -105,7 +102,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what no library below checks before training."""
-        for name in ("studies", "latent_dims", "learning_rates", "measurement_factors"):
+        several = ("studies", "latent_dims", "learning_rates", "measurement_factors", "smoothing")
+        for name in several:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one, and each only once")
@@ -121,6 +119,11 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if "compressed" in self.studies and self.num_images > self.num_targets:
+            raise ValueError(
+                f"num_images must be at most num_targets ({self.num_targets}), whose starts they "
+                f"share, got {self.num_images}"
+            )
         if self.polish_steps < 0:
             raise ValueError(f"polish_steps must be >= 0, got {self.polish_steps}")
         for name in ("learning_rates", "smoothing"):
@@ -133,8 +136,8 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"studies": ("success", "one_bit")},
     "quick": {
+        "studies": ("success",),
         "dataset": "digits",
         "num_targets": 100,
         "num_tuning": 50,
@@ -157,6 +160,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_seeds": 3,
     },
     "fashion": {
+        "studies": ("success",),
         "dataset": "fashion_mnist",
         "family": "wgan_gp",
         "latent_dims": (5,),
@@ -167,107 +171,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_seeds": 3,
     },
 }
-
-
-def generators_of(config: Config, run: RunDirectory) -> Iterator[tuple[int, Path]]:
-    """Yields seed and folder of every generator, trained when it is its turn.
-
-    Args:
-        config: The configuration.
-        run: The run's folder, where generators of an interrupted run are.
-    """
-    if config.generators:
-        for folder in config.generators:
-            for seed in range(config.seed, config.seed + config.num_seeds):
-                yield seed, Path(folder)
-        return
-    output = run.path / "generators"
-    finished = {}
-    for path in (output / train_generator.NAME).glob("*/summary.json"):
-        about = json.loads(path.read_text())
-        finished[about["latent_dim"], about["seed"]] = path.parent
-    for latent_dim in config.latent_dims:
-        for seed in range(config.seed, config.seed + config.num_seeds):
-            if (latent_dim, seed) not in finished:
-                trained = train_generator.run_experiment(
-                    training_config(config, latent_dim, seed, str(output))
-                )
-                finished[latent_dim, seed] = trained.path
-            yield seed, finished[latent_dim, seed]
-
-
-def training_config(
-    config: Config, latent_dim: int, seed: int, output: str
-) -> train_generator.Config:
-    """Returns how one generator is trained.
-
-    Args:
-        config: The configuration.
-        latent_dim: Of the generator.
-        seed: Of the generator.
-        output: Where its run goes.
-    """
-    return train_generator.Config(
-        dataset=config.dataset,
-        data_dir=config.data_dir,
-        family=config.family,
-        decoder=config.decoder,
-        kl_weight=config.kl_weight,
-        latent_dim=latent_dim,
-        num_steps=config.generator_steps,
-        num_snapshots=config.num_snapshots,
-        seed=seed,
-        output=output,
-    )
-
-
-class Recorder:
-    """Metrics and images of all studies."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        """Opens the run's files.
-
-        Args:
-            run: The run's folder.
-        """
-        self._run = run
-        self._folder = run.path / "images"
-        self._folder.mkdir(exist_ok=True)
-
-    def finished(self) -> set[tuple[str, str]]:
-        """Returns the studies that are complete, as (generator, study)."""
-        rows = self._run.read_metrics()
-        return {(row["generator"], row["study"]) for row in rows if row.get("is_last")}
-
-    def drop_unfinished(self) -> None:
-        """Forgets rows of studies that were interrupted: they are made again."""
-        rows, done = self._run.read_metrics(), self.finished()
-        kept = [row for row in rows if (row["generator"], row["study"]) in done]
-        self._run.truncate_metrics(-1)
-        for row in kept:
-            self._run.append_metrics(row)
-
-    def record(self, row: dict[str, Any], step: int, generator: str, is_last: bool) -> None:
-        """Adds a row, and keeps its images."""
-        images = row.pop(IMAGES, {})
-        for name, values in images.items():
-            kind = row.get("variant", row.get("num_measurements", ""))
-            stem = f"{row['study']}-{row['latent_dim']}-{row['seed']}-{kind}-{name}"
-            np.save(self._folder / f"{stem}.npy", np.asarray(values)[:_NUM_KEPT])
-        self._run.append_metrics({"step": step, "generator": generator, "is_last": is_last, **row})
-
-    def write(self, title: str) -> list[dict[str, Any]]:
-        """Writes summary and table; returns the rows in them."""
-        rows = self._run.read_metrics()
-        hidden = {"step", "generator", "is_last"}
-        public = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
-        self._run.write_summary({"experiment": NAME, "title": title, "rows": public})
-        (self._run.path / "table.md").write_text(surfing_report.table(public))
-        return public
-
-    def draw(self, title: str) -> None:
-        """Draws the figures that are made of rows and images."""
-        surfing_report.draw(self._run.figures_dir, self.write(title), self._folder, title)
 
 
 def run_studies(
@@ -319,19 +222,23 @@ def run_experiment(config: Config) -> RunDirectory:
     if config.resume:
         run = RunDirectory.open_existing(config.resume)
         config = stored_config(run)
-    given = {folder: generator_store.load(folder) for folder in config.generators}
+    given = surfing_generators.load_given(config.generators)
     if given:
-        datasets = {generator.info["dataset"] for generator in given.values()}
-        if len(datasets) > 1:
-            raise UserError(f"all generators must be of one data set, got {sorted(datasets)}")
-        config = dataclasses.replace(config, dataset=datasets.pop())
+        config = dataclasses.replace(config, **surfing_generators.options_of(given))
     dataset = load_dataset(config.dataset, config.data_dir)
     if dataset.note:
         print(f"NOTE: {dataset.note}", flush=True)
     config = dataclasses.replace(config, dataset=dataset.name)
     if not given:  # bad combinations are found before the first is trained
         for latent_dim in config.latent_dims:
-            train_generator.settings_of(training_config(config, latent_dim, 0, ""), dataset)
+            training = surfing_generators.training_config(config, latent_dim, 0, "")
+            train_generator.settings_of(training, dataset)
+        for latent_dim in config.latent_dims if "compressed" in config.studies else ():
+            if (count := min(config.measurement_factors) * latent_dim) > dataset.num_pixels:
+                raise UserError(
+                    f"k = {latent_dim} would need {count} measurements of {dataset.num_pixels} "
+                    "pixels; choose smaller measurement_factors"
+                )
     if run is None:
         run = RunDirectory.create(config.output, NAME, config.seed, config)
     print(f"writing {run.path}", flush=True)
@@ -339,9 +246,9 @@ def run_experiment(config: Config) -> RunDirectory:
     recorder.drop_unfinished()
     title, first = "", None
     try:
-        for seed, folder in generators_of(config, run):
+        for seed, folder in surfing_generators.generators_of(config, run):
             generator = given.get(str(folder)) or generator_store.load(folder)
-            title = title or title_of(generator)
+            title = title or surfing_generators.title_of(generator)
             run_studies(config, recorder, generator, folder.name, dataset.test.images, seed)
             if first is None and generator.info["latent_dim"] == 2:
                 first = generator
@@ -355,16 +262,6 @@ def run_experiment(config: Config) -> RunDirectory:
     print((run.path / "table.md").read_text())
     print(f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}", flush=True)
     return run
-
-
-def title_of(generator: Generator) -> str:
-    """Returns what the generators are.
-
-    Args:
-        generator: One of them.
-    """
-    info = generator.info
-    return f"{info['dataset']}, {info['family']}, {info['decoder']} decoder"
 
 
 def stored_config(run: RunDirectory) -> Config:

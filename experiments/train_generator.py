@@ -3,7 +3,7 @@
     python -m experiments.train_generator
 
 The snapshots run from the random initialisation to the end of training, denser early. Surfing
-(`python -m experiments.surfing --generator RUN_DIR`) inverts the generator by following them.
+(`python -m experiments.surfing --generators RUN_DIR`) inverts the generator by following them.
 Expected numbers: see docs/results/surfing.
 """
 
@@ -179,7 +179,7 @@ def _closing_lines(run: RunDirectory, summary: dict[str, Any]) -> str:
     return (
         f"{summary['num_snapshots']} snapshots in {last['seconds']:.0f} s of training; {found}\n"
         f"figures: {run.figures_dir}\nsummary: {run.path / 'summary.json'}\n"
-        f"next: python -m experiments.surfing --generator {run.path}"
+        f"next: python -m experiments.surfing --generators {run.path}"
     )
 
 

@@ -53,6 +53,11 @@ class Dataset:
     note: str = ""
 
     @property
+    def num_pixels(self) -> int:
+        """Numbers per image."""
+        return int(np.prod(self.train.images.shape[1:]))
+
+    @property
     def num_classes(self) -> int:
         """Number of labels."""
         return len(self.class_names)

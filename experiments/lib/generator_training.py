@@ -172,6 +172,10 @@ def prepare(settings: Settings, shape: tuple[int, ...]) -> nn.Module:
             f"batch_size must be from 1 to the number of training images ({shape[0]:,}), "
             f"got {batch_size:,}"
         )
+    if not 0 <= settings.kl_weight < float("inf"):
+        raise UserError(f"kl_weight must be >= 0 and finite, got {settings.kl_weight}")
+    if settings.family != "vae" and settings.kl_weight != 1:
+        raise UserError(f"kl_weight is for the vae; {settings.family} has none")
     if rate is not None and not 0 < rate < float("inf"):
         raise UserError(f"learning_rate must be > 0 and finite, got {rate}")
     if not 0 <= settings.seed < 2**32:

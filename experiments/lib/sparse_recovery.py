@@ -8,20 +8,21 @@ import numpy as np
 BasisName = Literal["pixel", "dct"]
 BASES: tuple[BasisName, ...] = get_args(BasisName)
 
-_RELATIVE_PENALTY = 0.01  # of the smallest penalty at which nothing is recovered
 _MAX_ITERATIONS = 2_000
 
 
-def recover(basis: BasisName, matrix: np.ndarray, measurements: np.ndarray) -> np.ndarray:
-    """Recovers images x from y = A x by min |A x - y|^2 / (2 m) + penalty |c|_1, x = B c.
+def recover(
+    basis: BasisName, matrix: np.ndarray, measurements: np.ndarray, penalty: float
+) -> np.ndarray:
+    """Recovers images x from y = A x by min |A x - y|^2 / (2 m) + alpha |c|_1, x = B c.
 
-    Pixels are kept positive. The penalty is a hundredth of the smallest one at which nothing is
-    recovered, for every image.
+    Pixels are kept positive.
 
     Args:
         basis: B: `pixel` (the identity) or `dct` (two-dimensional cosines, orthonormal).
         matrix: A, (m, n).
         measurements: y, (b, m).
+        penalty: alpha as a share of the smallest one at which nothing is recovered of the image.
 
     Returns:
         Images as vectors, (b, n).
@@ -35,7 +36,7 @@ def recover(basis: BasisName, matrix: np.ndarray, measurements: np.ndarray) -> n
     for row, y in enumerate(measurements.astype(np.float64)):
         largest = np.abs(design.T @ y).max() / len(y)
         model = Lasso(
-            alpha=max(_RELATIVE_PENALTY * largest, 1e-12),
+            alpha=max(penalty * largest, 1e-12),
             fit_intercept=False,
             positive=basis == "pixel",
             max_iter=_MAX_ITERATIONS,

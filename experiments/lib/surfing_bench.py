@@ -64,9 +64,9 @@ class Bench:
         self.problem = make_problem(
             generator, config.num_targets, self.key(TARGETS), config.num_restarts
         )
-        self.tuning = make_problem(
-            generator, config.num_tuning, self.key(TUNING), config.num_restarts
-        )
+        tuning = make_problem(generator, config.num_tuning, self.key(TUNING), config.num_restarts)
+        # One answer to which latents are active, for both.
+        self.tuning = dataclasses.replace(tuning, sensitivity=self.problem.sensitivity)
         self._solved: dict[Any, tuple[inverse.Surfed, float, float]] = {}
         self.about = {"latent_dim": generator.info["latent_dim"], "seed": seed}
 
@@ -83,21 +83,20 @@ class Bench:
         """The configured numbers of steps."""
         return Effort(self.config.num_steps, self.config.polish_steps)
 
-    def tuned(self, solver: Solver, starts: jax.Array, *targets: Any) -> tuple[float, float]:
-        """Returns the learning rate with most losses below the tolerance, and the seconds of that.
+    def tuned(self, solver: Solver, tuning: Problem, *targets: Any) -> float:
+        """Returns the learning rate with most losses below the tolerance.
 
         Args:
             solver: Whose rate is chosen.
-            starts: Of the targets for tuning.
-            *targets: The same.
+            tuning: The problem for tuning.
+            *targets: What of it the loss compares with.
         """
-        merits, seconds = [], 0.0
-        for rate in self.config.learning_rates:
-            found, taken = solver(rate, starts, self.key(SOLVING), *targets)
-            merits.append(merit(found.value))
-            seconds += taken
-        best = max(range(len(merits)), key=merits.__getitem__)
-        return self.config.learning_rates[best], seconds
+
+        def merit_of(rate: float) -> tuple[float, float]:
+            starts = tuning.starts_for(solver.method)
+            return merit(solver(rate, starts, self.key(SOLVING), *targets)[0].value)
+
+        return max(self.config.learning_rates, key=merit_of)
 
     def solved(self, method: MethodName, variant: str = "all") -> tuple[Any, float, float]:
         """Solves a variant of the problem by exact gradients, once.
@@ -117,8 +116,9 @@ class Bench:
             if variant == "prior":
                 effort = dataclasses.replace(effort, options={"prior_weight": _PRIOR_WEIGHT})
             solver = Solver(method, loss_fn, problem.snapshots, effort)
-            rate, _ = self.tuned(solver, tuning.starts, tuning.images)
-            found, seconds = solver(rate, problem.starts, self.key(SOLVING), problem.images)
+            rate = self.tuned(solver, tuning, tuning.images)
+            starts = problem.starts_for(method)
+            found, seconds = solver(rate, starts, self.key(SOLVING), problem.images)
             self._solved[method, variant] = found, rate, seconds
         return self._solved[method, variant]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import zojax
-from experiments.lib.sparse_recovery import BASES, recover
+from experiments.lib.sparse_recovery import BASES, BasisName, recover
 from experiments.lib.surfing_bench import (
     IMAGES,
     OPERATOR,
@@ -22,6 +22,7 @@ from experiments.lib.surfing_bench import (
 from experiments.lib.surfing_problems import METHODS, Effort, MethodName, Problem, Solver, scores
 from zojax import inverse
 
+_PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)  # of the lasso, from which each basis takes its best
 _RECOVERED = 0.05  # an image counts as recovered from bits below this share of their variance
 
 
@@ -45,13 +46,10 @@ def compressed(bench: Bench) -> Iterator[Row]:
         about = {"study": "compressed", **bench.about, "num_measurements": count, "factor": factor}
         for method in METHODS:
             solver = Solver(method, loss_fn, problem.snapshots, bench.effort)
-            rate, _ = bench.tuned(solver, tuning.starts, measure(tuning.images))
-            found, seconds = solver(
-                rate, problem.starts, bench.key(SOLVING), measure(problem.images)
-            )
-            on_real, _ = solver(
-                rate, problem.starts[: len(real)], bench.key(SOLVING), measure(real)
-            )
+            rate = bench.tuned(solver, tuning, measure(tuning.images))
+            starts = problem.starts_for(method)
+            found, seconds = solver(rate, starts, bench.key(SOLVING), measure(problem.images))
+            on_real, _ = solver(rate, starts[: len(real)], bench.key(SOLVING), measure(real))
             errors = (problem.images_of(on_real.x) - np.asarray(real)) ** 2
             yield {
                 **about,
@@ -62,12 +60,16 @@ def compressed(bench: Bench) -> Iterator[Row]:
                 "seconds": seconds,
                 IMAGES: {"target": real, method: problem.images_of(on_real.x)},
             }
+        matrix = np.asarray(operator.matrix)
+        seen, seen_real = np.asarray(measure(problem.images)), np.asarray(measure(real))
         for basis in BASES:
-            found = recover(basis, np.asarray(operator.matrix), np.asarray(measure(problem.images)))
-            real_found = recover(basis, np.asarray(operator.matrix), np.asarray(measure(real)))
+            penalty = _tuned_penalty(basis, matrix, np.asarray(measure(tuning.images)), tuning)
+            found = recover(basis, matrix, seen, penalty)
+            real_found = recover(basis, matrix, seen_real, penalty)
             yield {
                 **about,
                 "method": f"lasso_{basis}",
+                "penalty": penalty,
                 "pixel_mse": _mean_error(found, problem.images),
                 "real_mse": _mean_error(real_found, real),
                 IMAGES: {f"lasso_{basis}": real_found.reshape(real.shape)},
@@ -98,10 +100,12 @@ def one_bit(bench: Bench) -> Iterator[Row]:
         }
         merits = {}
         for sigma, rate in itertools.product(tried, config.learning_rates):
-            found, _ = tried[sigma](rate, tuning.starts, bench.key(SOLVING), tuning_bits)
+            starts = tuning.starts_for(method)
+            found, _ = tried[sigma](rate, starts, bench.key(SOLVING), tuning_bits)
             merits[sigma, rate] = -float(np.mean(found.value))
         sigma, rate = max(merits, key=merits.__getitem__)
-        found, seconds = tried[sigma](rate, problem.starts, bench.key(SOLVING), bits)
+        starts = problem.starts_for(method)
+        found, seconds = tried[sigma](rate, starts, bench.key(SOLVING), bits)
         images = problem.images_of(found.x)
         reference = np.asarray(problem.images)
         error = np.mean((images - reference) ** 2, axis=(1, 2, 3))
@@ -164,3 +168,12 @@ def bit_solver(
 def _mean_error(found: np.ndarray, images: Any) -> float:
     reference = np.asarray(images).reshape(len(images), -1)
     return float(np.mean((found.reshape(reference.shape) - reference) ** 2))
+
+
+def _tuned_penalty(
+    basis: BasisName, matrix: np.ndarray, seen: np.ndarray, tuning: Problem
+) -> float:
+    def error(penalty: float) -> float:
+        return _mean_error(recover(basis, matrix, seen, penalty), tuning.images)
+
+    return min(_PENALTIES, key=error)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ from experiments.lib.generator_store import Generator
 from zojax import inverse
 from zojax.types import Estimator
 
-MethodName = Literal["direct", "surfing"]
-METHODS: dict[str, Any] = {"direct": inverse.direct, "surfing": inverse.surf}
+MethodName = Literal["direct", "restarts", "surfing"]
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+"""Direct descent from one start, from several that share its steps, and surfing."""
+NUM_STARTS = 8
+"""Starts of the method "restarts" for each start of the others."""
+
 X_TOLERANCE, ACTIVE_TOLERANCE, F_TOLERANCE = 0.01, 0.1, 1e-5
 
 
@@ -30,7 +34,8 @@ class Problem:
         sensitivity: Of the latents, (k,), see `zojax.inverse.latent_sensitivity`.
         latents: The answers, standard normal, (n, k).
         images: What the generator makes of them, (n, height, width, 1).
-        starts: The first iterates, standard normal, (n, r, k) for r restarts.
+        starts: First iterates, standard normal, (n, r, k).
+        num_restarts: How many of them, the first, are for methods other than "restarts".
     """
 
     generate: Callable[..., jax.Array]
@@ -39,6 +44,11 @@ class Problem:
     latents: jax.Array
     images: jax.Array
     starts: jax.Array
+    num_restarts: int
+
+    def starts_for(self, method: MethodName) -> jax.Array:
+        """Returns the first iterates of a method, (n, r, k)."""
+        return self.starts if method == "restarts" else self.starts[:, : self.num_restarts]
 
     @property
     def last(self) -> Any:
@@ -64,17 +74,26 @@ def make_problem(
         generator: A trained one.
         num_targets: How many.
         key: Of the draws; other keys give other targets.
-        num_restarts: Starts per target.
+        num_restarts: Starts per target; the method "restarts" has several times as many.
     """
     snapshots = jax.tree.map(jnp.asarray, generator.snapshots)
     latent_dim = generator.info["latent_dim"]
     target_key, start_key = jax.random.split(key)
     latents = jax.random.normal(target_key, (num_targets, latent_dim))
-    starts = jax.random.normal(start_key, (num_targets, num_restarts, latent_dim))
+    shape = (num_targets, num_restarts * NUM_STARTS, latent_dim)
+    starts = jax.random.normal(start_key, shape)
     last = jax.tree.map(lambda leaf: leaf[-1], snapshots)
     sensitivity = inverse.latent_sensitivity(generator.generate, last, latents[:100])
     images = generator.generate(last, latents)
-    return Problem(generator.generate, snapshots, np.asarray(sensitivity), latents, images, starts)
+    return Problem(
+        generator.generate,
+        snapshots,
+        np.asarray(sensitivity),
+        latents,
+        images,
+        starts,
+        num_restarts,
+    )
 
 
 def only_active(problem: Problem) -> Problem:
@@ -107,7 +126,7 @@ class Effort:
     """What a method may spend on one start.
 
     Attributes:
-        num_steps: Gradient steps per snapshot; direct descent makes as many in all.
+        num_steps: Gradient steps per snapshot; the other methods make as many in all.
         polish_steps: Further steps on the trained generator, with a rate that falls to 0.
         options: Of `zojax.inverse.surf`.
         advance: When to leave a snapshot early.
@@ -140,29 +159,26 @@ class Solver:
             estimator: Of gradients from values; None for back-propagation.
         """
         self.method = method
-
-        def solve_one(x0: jax.Array, key: jax.Array, rate: Any, *target: Any) -> inverse.Surfed:
-            decay = optax.cosine_decay_schedule(rate, max(effort.polish_steps, 1))
-            polish = inverse.Descent(optax.adam(decay), effort.polish_steps, estimator)
-            return METHODS[method](
-                loss_fn,
-                snapshots,
-                x0,
-                key,
-                inverse.Descent(optax.adam(rate), effort.num_steps, estimator, effort.advance),
-                args=target,
-                polish=polish if effort.polish_steps else None,
-                **effort.options,
-            )
+        share = NUM_STARTS if method == "restarts" else 1
+        num_steps = max(effort.num_steps // share, 1)
+        polish_steps = effort.polish_steps // share
+        run = inverse.surf if method == "surfing" else inverse.direct
 
         @jax.jit
-        def solve(starts: jax.Array, keys: jax.Array, rate: Any, *targets: Any) -> inverse.Surfed:
-            def one(starts: jax.Array, key: jax.Array, *target: Any) -> inverse.Surfed:
-                return inverse.restarted(solve_one)(starts, key, rate, *target)
+        def solve(
+            snapshots: Any, starts: jax.Array, keys: jax.Array, rate: Any, *targets: Any
+        ) -> inverse.Surfed:
+            decay = optax.cosine_decay_schedule(rate, max(polish_steps, 1))
+            polish = inverse.Descent(optax.adam(decay), max(polish_steps, 1), estimator)
+            descent = inverse.Descent(optax.adam(rate), num_steps, estimator, effort.advance)
+            options = {"polish": polish if polish_steps else None, **effort.options}
 
-            return jax.vmap(one)(starts, keys, *targets)
+            def solve_one(x0: jax.Array, key: jax.Array, *target: Any) -> inverse.Surfed:
+                return run(loss_fn, snapshots, x0, key, descent, args=target, **options)
 
-        self._solve, self._programs = solve, {}
+            return jax.vmap(inverse.restarted(solve_one))(starts, keys, *targets)
+
+        self._solve, self._snapshots, self._programs = solve, snapshots, {}
 
     def __call__(
         self, learning_rate: float, starts: jax.Array, key: jax.Array, *targets: Any
@@ -178,12 +194,14 @@ class Solver:
         Returns:
             What was found, leading axis n, and the seconds it took without compilation.
         """
-        arguments = (starts, jax.random.split(key, len(starts)), jnp.float32(learning_rate))
+        rate, keys = jnp.float32(learning_rate), jax.random.split(key, len(starts))
+        # Snapshots are an argument: closed over they would be constants of every program.
+        arguments = (self._snapshots, starts, keys, rate, *targets)
         shapes = str(jax.tree.map(jnp.shape, (starts, targets)))
         if shapes not in self._programs:
-            self._programs[shapes] = self._solve.lower(*arguments, *targets).compile()
+            self._programs[shapes] = self._solve.lower(*arguments).compile()
         since = time.perf_counter()
-        found = jax.block_until_ready(self._programs[shapes](*arguments, *targets))
+        found = jax.block_until_ready(self._programs[shapes](*arguments))
         return jax.tree.map(np.asarray, found), time.perf_counter() - since
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from experiments.lib.figures import _INK, _plain_log_axis, _save, _style, _subplots
+from experiments.lib.surfing_problems import NUM_STARTS
 
 Row = Mapping[str, Any]
-_COLORS = {"direct": "#d1495b", "surfing": "#00798c"}
+_COLORS = {"direct": "#d1495b", "restarts": "#8d6a9f", "surfing": "#00798c"}
 _LASSO = {"lasso_pixel": "#999999", "lasso_dct": "#edae49"}
 _NAMES = {
     "direct": "direct",
+    "restarts": f"direct, {NUM_STARTS} starts",
     "surfing": "surfing",
     "lasso_pixel": "lasso (pixels)",
     "lasso_dct": "lasso (DCT)",
@@ -76,8 +78,8 @@ def draw(folder: Path, rows: Sequence[Row], images: Path, title: str) -> None:
     for study, of_study in by_study.items():
         for latent_dim in sorted({row["latent_dim"] for row in of_study}):
             same = [row for row in of_study if row["latent_dim"] == latent_dim]
-            seed = same[0]["seed"]
-            problems = _grouped([row for row in same if row["seed"] == seed], _problem)
+            first = same[0]["generator"]
+            problems = _grouped([row for row in same if row["generator"] == first], _problem)
             # Of several numbers of measurements the largest; of several variants all latents.
             chosen = list(problems.values())[-1 if study == "compressed" else 0]
             measured = f", m = {chosen[0]['num_measurements']}" if study == "compressed" else ""
@@ -102,7 +104,8 @@ def success(path: Path, rows: Sequence[Row], title: str) -> None:
             rows, lambda row: (row["variant"], row["method"])
         ).items():
             name = _NAMES[method] + ("" if variant == "all" else f" ({variant})")
-            places = [dims.index(row["latent_dim"]) for row in group]
+            shift = 0.06 * (list(_COLORS).index(method) - 1)  # so that dots of seeds stay apart
+            places = [dims.index(row["latent_dim"]) + shift for row in group]
             values = [100 * row[key] for row in group]
             axis.plot(places, values, ".", color=_COLORS[method], alpha=0.4)
             known = sorted(set(places))
@@ -158,7 +161,8 @@ def measurements(path: Path, rows: Sequence[Row], title: str) -> None:
                 _plain_log_axis(axis, "y")
             axis.set_title(f"k = {latent_dim}: {label}", color=_INK, fontsize=10)
             axis.set_xlabel("measurements m (dashed: 2 k)", color=_INK)
-    axes[0, -1].legend(frameon=False, fontsize=9)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path, title)
 
 
@@ -174,7 +178,7 @@ def reconstructions(path: Path, rows: Sequence[Row], images: Path, title: str) -
     names = ["target", *dict.fromkeys(row["method"] for row in rows)]
     found = {}
     for name in names:
-        file = images / f"{_stem(rows[0])}-{name}.npy"
+        file = images / f"{stem(rows[0])}-{name}.npy"
         if file.is_file():
             found[name] = np.load(file)
     if not {"target", "direct", "surfing"} <= found.keys():
@@ -190,12 +194,17 @@ def reconstructions(path: Path, rows: Sequence[Row], images: Path, title: str) -
         for axis, index in zip(line_, order, strict=True):
             axis.imshow(np.squeeze(values[index], -1), cmap="gray_r", vmin=0, vmax=1)
         line_[0].set_ylabel(_NAMES.get(name, name), color=_INK, fontsize=9)
-    _save(figure, path, f"{title}: where direct descent and surfing differ most")
+    _save(figure, path, f"{title}: by difference between direct descent and surfing, largest first")
 
 
-def _stem(row: Row) -> str:
-    kind = row.get("variant", row.get("num_measurements", ""))
-    return f"{row['study']}-{row['latent_dim']}-{row['seed']}-{kind}"
+def stem(row: Row) -> str:
+    """Returns how the files of a row's images begin, with the row's `generator`.
+
+    Args:
+        row: Of a study.
+    """
+    kind = str(row.get("variant", row.get("num_measurements", ""))).replace(" ", "-")
+    return f"{row['generator']}-{row['study']}-{kind}"
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
@@ -210,7 +219,7 @@ def _identity(row: Row) -> tuple[Any, ...]:
 
 def _problem(row: Row) -> tuple[Any, ...]:
     """What rows of different methods share."""
-    return row["latent_dim"], row["seed"], row.get("num_measurements", 0), row.get("variant", "")
+    return row.get("num_measurements", 0), row.get("variant", "")
 
 
 def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -262,7 +271,7 @@ _COST = (
 )
 _WHO = (("k", _shared("latent_dim")), ("method", _shared("method")))
 _FOUND = (
-    ("|x − x*| < 0.01 (%)", _spread("x_success", _percent)),
+    ("‖x − x*‖ < 0.01 (%)", _spread("x_success", _percent)),
     ("f < 1e-5 (%)", _spread("f_success", _percent)),
 )
 

@@ -12,7 +12,7 @@ from typing import Literal
 import zojax
 from experiments.lib.surfing_bench import IMAGES, SOLVING, Bench, Row
 from experiments.lib.surfing_measurements import compressed, one_bit
-from experiments.lib.surfing_problems import METHODS, Solver, scores
+from experiments.lib.surfing_problems import METHODS, MethodName, Solver, scores
 from zojax import inverse
 
 StudyName = Literal["success", "compressed", "values", "one_bit", "options"]
@@ -48,16 +48,20 @@ def success(bench: Bench) -> Iterator[Row]:
 def values(bench: Bench) -> Iterator[Row]:
     """Recovers latents by values alone: coordinate-wise differences, 2 k queries a step.
 
+    With the learning rate that was chosen for exact gradients.
+
     Args:
         bench: The generator.
     """
     problem = bench.problem
     loss_fn = inverse.reconstruction_loss(problem.generate)
     est = zojax.coordinate_difference(sigma=_SIGMA)
-    for method in METHODS:
+    methods: tuple[MethodName, ...] = ("direct", "surfing")
+    for method in methods:
         found, rate, seconds = bench.solved(method)
         by_values = Solver(method, loss_fn, problem.snapshots, bench.effort, est)
-        answer, taken = by_values(rate, problem.starts, bench.key(SOLVING), problem.images)
+        starts = problem.starts_for(method)
+        answer, taken = by_values(rate, starts, bench.key(SOLVING), problem.images)
         solutions = {"exact": (found, seconds), "values": (answer, taken)}
         for gradient, (solution, duration) in solutions.items():
             yield {
@@ -94,7 +98,8 @@ def options(bench: Bench) -> Iterator[Row]:
     for name, effort in changed.items():
         finer = inverse.interpolate_snapshots(problem.snapshots, 2 if effort is half else 1)
         solver = Solver("surfing", loss_fn, finer, effort)
-        found, seconds = solver(rate, problem.starts, bench.key(SOLVING), problem.images)
+        starts = problem.starts_for("surfing")
+        found, seconds = solver(rate, starts, bench.key(SOLVING), problem.images)
         yield {
             "study": "options",
             **bench.about,

@@ -32,9 +32,9 @@ def surface(path: Path, bench: Bench) -> None:
     ways, values = {}, {}
     for method in ("direct", "surfing"):
         solver = Solver(method, loss_fn, problem.snapshots, bench.effort)
-        found, _ = solver(_RATE, problem.starts, bench.key(0), problem.images)
-        ways[method], values[method] = found.path, found.value
-    differ = np.flatnonzero((values["surfing"] < 1e-5) & (values["direct"] > 1e-2))
+        found, _ = solver(_RATE, problem.starts_for(method), bench.key(0), problem.images)
+        ways[method], values[method] = found.path, found.values[:, -1]
+    differ = np.flatnonzero((values["surfing"] < 1e-2) & (values["direct"] > 1e-2))
     number = int(differ[0]) if len(differ) else 0
     start, target = np.asarray(problem.starts)[number, 0], np.asarray(problem.latents)[number]
     way = np.concatenate([start[None], ways["surfing"][number]])
@@ -60,13 +60,14 @@ def surface(path: Path, bench: Bench) -> None:
         axis.plot(*way[: at + 2].T, ".-", color="#ff8c1a", linewidth=1.2, markersize=4)
         axis.plot(*way[at + 1], "o", color="#ff8c1a", markeredgecolor="white", markersize=8)
         axis.plot(*target, "*", color="white", markeredgecolor=_INK, markersize=14)
-        axis.set_title(f"after {steps[at]:,} training steps", color=_INK, fontsize=10)
+        axis.set_title(f"training steps: {steps[at]:,}", color=_INK, fontsize=10)
         axis.set(xlim=(-_RANGE, _RANGE), ylim=(-_RANGE, _RANGE), aspect="equal")
     stuck = ways["direct"][number, -1]
     axis.plot(*stuck, "X", color="#d1495b", markeredgecolor="white", markersize=11)
-    _save(
-        figure,
-        path,
+    title = (
         "Loss over two latents while the generator learns (dark is low): star, the answer;\n"
-        "orange, the way of surfing; red cross, where direct descent from the same start ends",
+        "orange, the way of surfing; red cross, where direct descent from the same start ends"
     )
+    if not len(differ):
+        title += "\n(there was no target that surfing recovers and direct descent does not)"
+    _save(figure, path, title)

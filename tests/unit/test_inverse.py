@@ -269,6 +269,8 @@ def test_interpolated_snapshots_pass_through_the_given_ones():
     assert finer["w"].shape == (9, 2)
     np.testing.assert_array_equal(finer["w"][::4], snapshots["w"])
     np.testing.assert_allclose(finer["w"][1], [0.5, 1.75])
+    counts = inverse.interpolate_snapshots({"n": jnp.int32([0, 4, 8])}, 2)
+    np.testing.assert_array_equal(counts["n"], [0, 0, 4, 4, 8])
     np.testing.assert_array_equal(inverse.interpolate_snapshots(snapshots, 1)["w"], snapshots["w"])
 
 
@@ -382,6 +384,9 @@ def test_other_bad_arguments_are_named():
         surf(neighbourhood=0.1)
     with pytest.raises(ValueError, match="radius must be"):
         surf(neighbourhood=inverse.Neighbourhood(0.0))
+    with pytest.raises(ValueError, match="neighbourhood must be None for direct"):
+        near = inverse.Neighbourhood(1.0)
+        inverse.direct(double_well, WELLS, jnp.zeros(1), KEY, SGD, neighbourhood=near)
     with pytest.raises(ValueError, match="num_candidates must be"):
         surf(neighbourhood=inverse.Neighbourhood(1.0, 0))
 
@@ -395,6 +400,10 @@ def test_other_bad_arguments_are_named():
         (lambda: inverse.linear_operator(np.ones((3, 2))), "at most the number of pixels, 2"),
         (lambda: inverse.linear_operator(np.ones(3)), r"shape \(m, n\)"),
         (lambda: inverse.quantized(lambda x: x, 0.0), "step must be"),
+        (
+            lambda: inverse.reconstruction_loss(lambda p, x: x, np.ones((2, 3))),
+            "operator must be a function of an image",
+        ),
         (lambda: inverse.black_box_operator(lambda x: x, 0), "num_measurements must be"),
         (lambda: inverse.gaussian_operator(KEY, 4, 16)(jnp.ones((3, 3))), "16 pixels, got 9"),
         (lambda: inverse.subsampling_operator(KEY, 4, 16)(jnp.ones(9)), "16 pixels, got 9"),
@@ -420,3 +429,12 @@ def test_a_black_box_of_the_wrong_shape_says_so():
     operator = inverse.black_box_operator(lambda images: images[:, :1], 2)
     with pytest.raises(Exception, match=r"must return \(1, 2\) measurements, got shape \(1, 1\)"):
         jax.block_until_ready(operator(jnp.ones(3)))
+    turned = inverse.black_box_operator(lambda images: images[:, :2].T, 2)
+    with pytest.raises(Exception, match=r"must return \(3, 2\) measurements, got shape \(2, 3\)"):
+        jax.block_until_ready(jax.vmap(turned)(jnp.ones((3, 3))))
+
+
+def test_a_line_search_without_exact_gradients_is_refused():
+    descent = inverse.Descent(optax.lbfgs(), 2, zojax.coordinate_difference())
+    with pytest.raises(ValueError, match="line search needs exact gradients"):
+        inverse.surf(double_well, WELLS, jnp.zeros(1), KEY, descent)

@@ -116,7 +116,7 @@ def descend(
       ball: centre and radius of the l2 ball that every iterate is projected onto; None for none.
 
     Raises:
-      ValueError: for settings out of range.
+      ValueError: for settings out of range, and for a line search without exact gradients.
     """
     check_descent("descent", descent)
     transform = optax.with_extra_args_support(descent.optimizer)
@@ -125,9 +125,17 @@ def descend(
     def step(carry: _Carry) -> _Carry:
         value, grad, estimator_state, extra = _gradient(est, loss_fn, carry, key)
         norm = optax.tree.norm(grad)
-        updates, state = transform.update(grad, carry.optimizer_state, carry.x, **extra)
+        try:
+            updates, state = transform.update(grad, carry.optimizer_state, carry.x, **extra)
+        except TypeError as error:
+            if "value_fn" not in str(error) or est is None:
+                raise
+            raise ValueError(
+                "an optimiser with a line search needs exact gradients: choose another optimiser, "
+                "or estimator=None"
+            ) from error
         moved = _projected(optax.apply_updates(carry.x, updates), ball)
-        is_usable = jnp.isfinite(norm)
+        is_usable = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(moved))
         x, state = jax.tree.map(
             lambda new, old: jnp.where(is_usable, new, old),
             (moved, state),

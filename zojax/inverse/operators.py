@@ -1,5 +1,7 @@
 """Measurements of an image: what is seen of it through a camera, a coder, a comparator."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax.errors import check_at_least, check_positive
+from zojax.errors import check_at_least, check_positive, check_that
 from zojax.keys import check_key
 from zojax.types import Params, PRNGKey, Scalar
 
@@ -30,20 +32,24 @@ class LinearOperator(NamedTuple):
         return self.matrix @ jnp.ravel(image)
 
 
-class SubsamplingOperator(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["num_pixels"]
+)
+@dataclasses.dataclass(frozen=True)
+class SubsamplingOperator:
     """m of n pixels.
 
     Attributes:
       indices: of the pixels, (m,), increasing.
-      mask: which pixels are kept, (n,).
+      num_pixels: n.
     """
 
     indices: chex.Array
-    mask: chex.Array
+    num_pixels: int
 
     def __call__(self, image: chex.Array) -> chex.Array:
         """Measures an image of any shape with n pixels; returns (m,)."""
-        _check_size(image, self.mask.shape[0])
+        _check_size(image, self.num_pixels)
         return jnp.ravel(image)[self.indices]
 
 
@@ -98,8 +104,7 @@ def subsampling_operator(
     check_key(key)
     _check_counts(num_measurements, num_pixels)
     chosen = jax.random.choice(key, num_pixels, (num_measurements,), replace=False)
-    indices = jnp.sort(chosen)
-    return SubsamplingOperator(indices, jnp.zeros(num_pixels, bool).at[indices].set(True))
+    return SubsamplingOperator(jnp.sort(chosen), num_pixels)
 
 
 def quantized(operator: Operator, step: float) -> Operator:
@@ -154,14 +159,14 @@ def black_box_operator(function: Callable[..., Any], num_measurements: int) -> O
 
     def call(images: Any) -> np.ndarray:
         flat = np.asarray(images, np.float32)
-        found = np.asarray(function(flat.reshape(-1, flat.shape[-1])), np.float32)
-        expected = (*flat.shape[:-1], num_measurements)
-        if found.size != np.prod(expected):
+        rows = flat.reshape(-1, flat.shape[-1])
+        found = np.asarray(function(rows), np.float32)
+        if found.shape != (len(rows), num_measurements):
             raise ValueError(
-                f"the black-box operator must return {(found.shape[0], num_measurements)} "
+                f"the black-box operator must return {(len(rows), num_measurements)} "
                 f"measurements, got shape {found.shape}"
             )
-        return found.reshape(expected)
+        return found.reshape(*flat.shape[:-1], num_measurements)
 
     def measure(image: chex.Array) -> chex.Array:
         shape = jax.ShapeDtypeStruct((num_measurements,), jnp.float32)
@@ -184,7 +189,13 @@ def reconstruction_loss(
     Returns:
       `loss_fn(params, x, y) -> scalar`; it raises `ValueError` for a y of another shape than the
       measurements.
+
+    Raises:
+      ValueError: for an operator that is no function; of a matrix make a `linear_operator`.
     """
+    if operator is not None:
+        hint = "a function of an image (of a matrix make a linear_operator)"
+        check_that("operator", operator, hint, callable)
 
     def loss_fn(params: Params, x: Params, y: chex.Array) -> Scalar:
         seen = generate(params, x)

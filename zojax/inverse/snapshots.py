@@ -78,7 +78,8 @@ def stack_snapshots(snapshots: Sequence[Params]) -> Params:
 def interpolate_snapshots(snapshots: Params, num_parts: int) -> Params:
     """Puts num_parts - 1 equally spaced points between each snapshot and the next.
 
-    theta_t + s (theta_{t+1} - theta_t): smaller changes of the surface, for more steps.
+    theta_t + s (theta_{t+1} - theta_t): smaller changes of the surface, for more steps. Leaves that
+    are not floating point keep the value of the snapshot before.
 
     Args:
       snapshots: stacked pytree, (T + 1, ...).
@@ -97,6 +98,8 @@ def interpolate_snapshots(snapshots: Params, num_parts: int) -> Params:
     after = np.minimum(before + 1, count - 1)
 
     def between(leaf: Any) -> Any:
+        if not trees.is_float(leaf):
+            return leaf[before]
         weight = jnp.asarray(part, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
         # Exact at the snapshots themselves, where the weight is 0.
         return leaf[before] + weight * (leaf[after] - leaf[before])

@@ -72,7 +72,7 @@ def surf(
     The surface of a random network is close to a bowl, that of a trained one is wavy. Training
     changes it slowly, so a minimum followed from the one to the other often ends in the global one,
     where descent on the last surface alone gets stuck. One start and one problem: `jax.vmap` over
-    many, see also `restarted`.
+    many, see also `restarted`; wrap it in `jax.jit`, or every call compiles anew.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from zojax import inverse
@@ -101,6 +101,10 @@ def surf(
         the loss has a second critical point opposite the solution (Hand and Voroninski). Two
         queries per snapshot.
       neighbourhood: descend only within a ball around where the snapshot before ended.
+
+    Returns:
+      `Surfed`. Where the loss is not finite, neither is the gradient, and x stays where it is: a
+      target with NaN returns the start, with a value of NaN.
 
     Raises:
       TypeError: if `key` is not a typed key.
@@ -158,7 +162,8 @@ def direct(
 ) -> Surfed:
     """The baseline of `surf`: as many gradient steps, all of them on the last snapshot.
 
-    One descent of (T + 1) `descent.num_steps` steps with one optimiser state, then the polish.
+    One descent of (T + 1) `descent.num_steps` steps with one optimiser state, then the polish;
+    fewer steps where `descent.advance` ends it. A sign check is made once.
 
     Args:
       loss_fn: as in `surf`.
@@ -166,13 +171,15 @@ def direct(
       x0: the start.
       key: typed key.
       descent: that of `surf`.
-      **options: those of `surf`.
+      **options: those of `surf` but `neighbourhood`, which would hold it near its start.
 
     Raises:
       TypeError: as `surf`.
-      ValueError: as `surf`.
+      ValueError: as `surf`, and for a neighbourhood.
     """
     check_descent("descent", descent)
+    if options.get("neighbourhood") is not None:
+        raise ValueError("neighbourhood must be None for direct: the ball would be around x0")
     count = num_snapshots(snapshots)
     last = jax.tree.map(lambda leaf: leaf[-1:], snapshots)
     longer = descent._replace(num_steps=count * descent.num_steps)
@@ -255,8 +262,12 @@ def _within(
     """The lowest end of projected descents from x and from points drawn from the ball around it."""
     radius, count = neighbourhood
     draw_key, descent_key = jax.random.split(key)
-    draws = jax.random.ball(draw_key, trees.size(x), shape=(count,)) * radius
-    draws = draws.at[0].set(0)  # x itself
+    # From the first candidate, x itself, on; jax.random.ball takes four times as long to compile.
+    size, (normal_key, radius_key) = trees.size(x), jax.random.split(draw_key)
+    draws = jax.random.normal(normal_key, (count, size))
+    draws = draws / jnp.linalg.norm(draws, axis=1, keepdims=True)
+    draws = draws * radius * jax.random.uniform(radius_key, (count, 1)) ** (1 / size)
+    draws = draws.at[0].set(0)
     keys = jax.random.split(descent_key, count)
 
     def from_candidate(draw: chex.Array, key: PRNGKey) -> tuple[Descended, Scalar]:
