@@ -18,6 +18,7 @@ from zojax.types import Estimator
 MethodName = Literal["direct", "restarts", "surfing"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """Direct descent from one start, from several that share its steps, and surfing."""
+_AT_ONCE = 100  # targets per call: one program for those of tuning and those that are reported
 NUM_STARTS = 8
 """Starts of the method "restarts" for each start of the others."""
 
@@ -195,14 +196,19 @@ class Solver:
             What was found, leading axis n, and the seconds it took without compilation.
         """
         rate, keys = jnp.float32(learning_rate), jax.random.split(key, len(starts))
-        # Snapshots are an argument: closed over they would be constants of every program.
-        arguments = (self._snapshots, starts, keys, rate, *targets)
-        shapes = str(jax.tree.map(jnp.shape, (starts, targets)))
-        if shapes not in self._programs:
-            self._programs[shapes] = self._solve.lower(*arguments).compile()
-        since = time.perf_counter()
-        found = jax.block_until_ready(self._programs[shapes](*arguments))
-        return jax.tree.map(np.asarray, found), time.perf_counter() - since
+        parts, seconds = [], 0.0
+        for first in range(0, len(starts), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            *batch, part_keys = jax.tree.map(lambda a, p=part: a[p], (starts, *targets, keys))
+            # Snapshots are an argument: closed over they would be constants of every program.
+            arguments = (self._snapshots, batch[0], part_keys, rate, *batch[1:])
+            shapes = str(jax.tree.map(jnp.shape, batch))
+            if shapes not in self._programs:
+                self._programs[shapes] = self._solve.lower(*arguments).compile()
+            since = time.perf_counter()
+            parts.append(jax.block_until_ready(self._programs[shapes](*arguments)))
+            seconds += time.perf_counter() - since
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), seconds
 
 
 def scores(problem: Problem, found: inverse.Surfed) -> dict[str, float]:
