@@ -95,9 +95,10 @@ def success(path: Path, rows: Sequence[Row], title: str) -> None:
         rows: Of the study "success".
         title: Above the figure.
     """
-    figure, axes = _subplots(1, 2, (9.5, 4.0), sharey=True)
+    figure, axes = _subplots(1, 2, (11.5, 4.0), sharey=True)
     criteria = (("x_success", "|x − x*| < 0.01"), ("f_success", "f < 1e-5"))
     styles = {"all": "-", "active": "--", "prior": ":"}
+    markers = {"all": "o", "active": "D", "prior": "^"}  # where there is one k
     dims = sorted({row["latent_dim"] for row in rows})
     for axis, (key, label) in zip(axes.flat, criteria, strict=True):
         for (variant, method), group in _grouped(
@@ -112,7 +113,7 @@ def success(path: Path, rows: Sequence[Row], title: str) -> None:
             means = [
                 np.mean([v for p, v in zip(places, values, strict=True) if p == k]) for k in known
             ]
-            style = styles[variant] if len(known) > 1 else "o"
+            style = (styles if len(known) > 1 else markers)[variant]
             axis.plot(known, means, style, color=_COLORS[method], label=name)
         axis.set_title(label, color=_INK, fontsize=11)
         axis.set_xlabel("latents k", color=_INK)
@@ -120,7 +121,8 @@ def success(path: Path, rows: Sequence[Row], title: str) -> None:
         axis.set_ylim(0, 103)
         _style(axis)
     axes[0, 0].set_ylabel("targets recovered (%)", color=_INK)
-    axes[0, 1].legend(frameon=False, fontsize=9)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path, title)
 
 
