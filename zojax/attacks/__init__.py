@@ -1,0 +1,1 @@
+"""Attacks on models that answer and do not differentiate, to evaluate models you own."""
