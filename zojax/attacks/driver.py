@@ -114,7 +114,7 @@ def run(
     ends after three consecutive steps in which none of its rows was answered.
 
     Args:
-      attack: e.g. `zojax.attacks.square(0.3)`.
+      attack: e.g. `zojax.attacks.square(0.3)`; compiled once per object and shape, so keep it.
       oracle: of `zojax.blackbox`; a score oracle also serves attacks that need labels only.
       x: inputs, (b, ...), within [0, 1]; b may be 0.
       labels: their true classes, integers (b,).

@@ -1,6 +1,5 @@
 """SignHunter: flips ever smaller chunks of the perturbation's signs."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -30,7 +29,6 @@ class SignHunterMemory(NamedTuple):
     is_spent: Scalar
 
 
-@functools.cache
 def sign_hunter(epsilon: float, norm: Norm = "linf") -> Attack:
     """SignHunter: greedy search of the perturbation's signs, from all of them to single ones.
 
@@ -66,18 +64,19 @@ def sign_hunter(epsilon: float, norm: Norm = "linf") -> Attack:
     def learn(state: SearchState, value: Scalar) -> SignHunterMemory:
         memory: SignHunterMemory = state.memory
         has_flipped = has_begun(state)
+        next_chunk = memory.chunk + 1
         is_kept = has_flipped & (value <= state.margin)
         signs = jnp.where(is_kept, _flip(memory), memory.signs)
         has_improved = memory.has_improved | (has_flipped & (value < state.margin))
 
-        is_last_chunk = (memory.chunk + 1) * _chunk_length(memory) >= memory.signs.size
+        is_last_chunk = next_chunk * _chunk_length(memory) >= memory.signs.size
         is_last_depth = memory.depth >= (memory.signs.size - 1).bit_length()
         ends_depth = has_flipped & is_last_chunk
         ends_pass = ends_depth & is_last_depth
         return SignHunterMemory(
             signs=signs,
-            depth=jnp.where(ends_pass, 0, memory.depth + ends_depth),
-            chunk=jnp.where(ends_depth, 0, memory.chunk + has_flipped),
+            depth=jnp.where(ends_pass, 0, jnp.where(ends_depth, memory.depth + 1, memory.depth)),
+            chunk=jnp.where(ends_depth, 0, jnp.where(has_flipped, next_chunk, memory.chunk)),
             has_improved=has_improved & ~ends_pass,
             is_spent=memory.is_spent | (ends_pass & ~has_improved),
         )

@@ -1,12 +1,12 @@
 """SimBA: one step along a random coordinate, or back."""
 
-import functools
 import math
 from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zojax.attacks.kernel import Attack, Norm, project
 from zojax.attacks.search import SearchState, check_ball, has_begun, search
@@ -34,7 +34,6 @@ class SimbaMemory(NamedTuple):
     is_spent: Scalar
 
 
-@functools.cache
 def simba(
     epsilon: float,
     norm: Norm = "l2",
@@ -84,7 +83,8 @@ def simba(
         if basis == "dct":
             direction = _cosines(state.x.shape, coordinate)
         else:
-            direction = (jnp.arange(state.x.size) == coordinate).reshape(state.x.shape)
+            chosen = jnp.arange(state.x.size) == coordinate
+            direction = chosen.astype(state.x.dtype).reshape(state.x.shape)
         moved = state.current + memory.sign * step * direction
         point = project(moved, state.x, epsilon, norm)
         return jnp.where(has_begun(state), point, state.x)
@@ -94,10 +94,11 @@ def simba(
         improved = has_begun(state) & (value < state.margin)
         has_improved = memory.has_improved | improved
         goes_on = has_begun(state) & (improved | (memory.sign < 0))
-        ends_pass = goes_on & (memory.position + 1 == memory.order.size)
+        following = memory.position + 1
+        ends_pass = goes_on & (following == memory.order.size)
         return SimbaMemory(
             order=memory.order,
-            position=jnp.where(ends_pass, 0, memory.position + goes_on),
+            position=jnp.where(ends_pass, 0, jnp.where(goes_on, following, memory.position)),
             sign=jnp.where(goes_on | ~has_begun(state), 1, -1).astype(memory.sign.dtype),
             has_improved=has_improved & ~ends_pass,
             is_spent=memory.is_spent | (ends_pass & ~has_improved),
@@ -125,11 +126,15 @@ def _cosines(shape: tuple[int, ...], coordinate: Scalar) -> chex.Array:
     """One image of the orthonormal cosine basis (DCT-II) in one channel."""
     u, v = _frequencies(shape, coordinate)
     channels = math.prod(shape[2:])
-    plane = _wave(shape[0], u)[:, None, None] * _wave(shape[1], v)[None, :, None]
-    return (plane * (jnp.arange(channels) == coordinate % channels)).reshape(shape)
+    down, across = jnp.asarray(_waves(shape[0]))[u], jnp.asarray(_waves(shape[1]))[v]
+    plane = down[:, None, None] * across[None, :, None]
+    chosen = jnp.arange(channels) == coordinate % channels
+    return jnp.where(chosen, plane, 0).reshape(shape)
 
 
-def _wave(length: int, frequency: Scalar) -> chex.Array:
-    phase = jnp.pi * (2 * jnp.arange(length) + 1) / (2 * length)
-    scale = jnp.sqrt(jnp.where(frequency == 0, 1.0, 2.0) / length)
-    return scale * jnp.cos(frequency * phase)
+def _waves(length: int) -> np.ndarray:
+    """The orthonormal cosine basis in one dimension, one wave per row."""
+    middles = (np.arange(length) + 0.5) / length
+    waves = np.sqrt(2 / length) * np.cos(np.pi * np.arange(length)[:, None] * middles)
+    waves[0] = np.sqrt(1 / length)
+    return waves.astype(np.float32)

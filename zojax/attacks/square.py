@@ -1,6 +1,5 @@
 """The Square attack: random squares on the boundary of the ball."""
 
-import functools
 import math
 
 import chex
@@ -19,7 +18,6 @@ _NUM_CHOICES = 5  # draws for two corners and a turn
 _TINY = 1e-12
 
 
-@functools.cache
 def square(
     epsilon: float, norm: Norm = "linf", p: float | None = None, num_steps: int = 10_000
 ) -> Attack:
@@ -86,8 +84,8 @@ def square(
 
 def _num_halvings(step: Scalar, num_steps: int) -> Scalar:
     """How often the share has been halved; the first point is not counted as a step."""
-    scaled = (step - 1) * (10_000 / num_steps)
-    return jnp.sum(scaled > jnp.asarray(_HALVINGS)).astype(jnp.float32)
+    scaled = (step - 1).astype(jnp.float32) * (10_000 / num_steps)
+    return jnp.sum(scaled > jnp.asarray(_HALVINGS, jnp.float32)).astype(jnp.float32)
 
 
 def _num_draws(shape: tuple[int, ...]) -> int:
@@ -177,22 +175,23 @@ def _move_window(
     smaller = min(height, width)
     largest = smaller - 1 if smaller > 2 and smaller % 2 == 0 else smaller
     side = jnp.round(jnp.sqrt(share * height * width)).astype(jnp.int32)
-    side = jnp.clip(side + (side % 2 == 0), min(3, largest), largest)
+    side = jnp.clip(side + 1 - side % 2, min(3, largest), largest)
     rows, columns = _window(uniforms[:2], offset.shape, side)
     first = _is_inside(rows, columns, side)
     second = _is_inside(*_window(uniforms[2:4], offset.shape, side), side)
 
     upright = _two_sided(rows, columns, side)
     lying = _two_sided(columns, rows, side)
-    bump = (jnp.where(uniforms[4] < 0.5, upright, lying) * first).astype(offset.dtype)
+    bump = jnp.where(first, jnp.where(uniforms[4] < 0.5, upright, lying), 0).astype(offset.dtype)
     bump = bump / _length(bump)
-    old = offset * first
+    old = jnp.where(first, offset, 0)
     new = _signs(uniforms, (1, 1, channels)) * bump + old / _length(old, (0, 1))
     new = new / _length(new, (0, 1))
 
     unused = jnp.maximum(epsilon**2 - jnp.sum(offset**2), 0.0)
-    either = jnp.sum((offset * (first | second)) ** 2, axis=(0, 1), keepdims=True)
-    return jnp.where(first | second, 0.0, offset) + new * jnp.sqrt(either + unused / channels)
+    emptied = first | second
+    either = jnp.sum(jnp.where(emptied, offset, 0) ** 2, axis=(0, 1), keepdims=True)
+    return jnp.where(emptied, 0, offset) + new * jnp.sqrt(either + unused / channels)
 
 
 def _two_sided(rows: chex.Array, columns: chex.Array, side: Scalar) -> chex.Array:
