@@ -237,6 +237,38 @@ def test_a_sample_is_given_up_within_the_attack_too():
     np.testing.assert_array_equal(results.queries, [7, 1 + 2 * 4])
 
 
+def test_failures_that_do_not_follow_one_another_are_forgiven():
+    class Alternating(Victim):
+        def __call__(self, batch):
+            scores = super().__call__(batch)
+            step = len(self.rows) // 2  # after the input, pairs of calls
+            return scores if step % 3 == 0 else np.full_like(scores, np.nan)
+
+    oracle = blackbox.score_oracle(Alternating(), num_classes=2, on_failure="record")
+    results = attacks.run(TOY, oracle, inputs([NUM_STEPS]), [0], KEY)
+    np.testing.assert_array_equal(results.status, ["success"])
+    np.testing.assert_array_equal(results.queries, [1 + 2 * NUM_STEPS])
+
+
+def test_each_sample_has_a_key_of_its_own():
+    def init(x, goal, key):
+        return jax.random.uniform(key, x.shape), jnp.zeros((), bool)
+
+    attack = Attack(
+        name="guess",
+        answers="scores",
+        init=init,
+        ask=lambda state: Ask(state[0][None], jnp.ones(1, bool), jnp.zeros(1, bool)),
+        tell=lambda state, scores: (state[0], jnp.ones((), bool)),
+        best=lambda state: state,
+        is_done=lambda state: state[1],
+    )
+    results = attacks.run(attack, blackbox.score_oracle(Victim()), inputs([3, 0, 3]), [0] * 3, KEY)
+    for sample in (0, 2):
+        expected = jax.random.uniform(jax.random.fold_in(KEY, sample), (2,))
+        np.testing.assert_array_equal(results.adversarial[sample], expected)
+
+
 def raise_error():
     raise ConnectionError("service away")
 

@@ -12,7 +12,7 @@ from zojax import attacks, blackbox
 from zojax.attacks import Goal, sign_hunter, simba, square
 from zojax.attacks.kernel import margin
 from zojax.attacks.simba import _cosines
-from zojax.attacks.square import _num_halvings
+from zojax.attacks.square import _move_window, _num_halvings
 
 SHAPE = (4, 5, 2)
 SIZE = math.prod(SHAPE)
@@ -244,6 +244,32 @@ def test_square_l2_keeps_its_points_on_the_sphere():
     points, _, _, _, _, _ = drive("square l2", MIDDLE, bias=50.0)
     lengths = np.linalg.norm((points - MIDDLE).reshape(3, NUM_STEPS, -1), axis=-1)
     np.testing.assert_allclose(lengths, 0.5, rtol=1e-4)
+
+
+def test_square_l2_makes_up_for_what_clipping_took():
+    offset = jnp.asarray(0.05 * WEIGHTS)
+    move = jax.jit(jax.vmap(lambda draws: _move_window(draws, offset, jnp.asarray(0.5), 2.0)))
+    moved = move(jax.random.uniform(KEYS[0], (5, 7))).reshape(5, SIZE)
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 2.0, rtol=1e-5)
+    kept = (moved == offset.reshape(1, SIZE)).mean(axis=1)
+    assert ((kept > 0) & (kept < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"), [("sign_hunter linf", True), ("simba linf pixel", False)]
+)
+def test_of_equal_points_only_sign_hunter_takes_the_new_one(name, moves):
+    attack, _, _ = build(name)
+
+    @jax.jit
+    def walk(x, key):
+        goal = Goal(jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        state = attack.tell(attack.init(x, goal, key), jnp.asarray([[1.0, 0.0]]))
+        after = attack.tell(state, jnp.asarray([[1.0, 0.0]]))
+        return attack.best(state)[0], attack.best(after)[0]
+
+    before, after = walk(MIDDLE, KEYS[0])
+    assert bool((before != after).any()) == moves
 
 
 @pytest.mark.parametrize(
