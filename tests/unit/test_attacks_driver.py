@@ -193,6 +193,17 @@ def test_steps_that_ask_nothing_cost_nothing():
     np.testing.assert_array_equal(results.queries, [3, 7])
 
 
+def test_a_torch_model_is_attacked_like_any_other():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-1.0, 0.0], [0.0, 0.0]]))
+        layer.bias.copy_(torch.tensor([0.5 - RISE / 2, 0.0]))
+    oracle = blackbox.score_oracle(lambda batch: layer(torch.from_numpy(batch)), batch_size=2)
+    results = attacks.run(TOY, oracle, inputs([3, 1, 5]), [0, 0, 0], KEY)
+    np.testing.assert_array_equal(results.queries_to_success, [7, 3, 11])
+
+
 class Flaky(Victim):
     """Gives no answer for rows whose second pixel is marked, `times` times."""
 

@@ -226,7 +226,7 @@ class _Run:
             return
         answers, was_answered = self._ask(samples, places, view.ask)
         was_asked = view.ask.used[places].any(axis=1)
-        slots, view = self.programs.advance(slots, jnp.asarray(answers))
+        slots, view = self.programs.advance(slots, answers)
         self.active = _Active(samples, places, slots, _fetch(view))
         view = self.active.view
         self.records.note(samples, view.found[places], view.distances[places].T)
@@ -291,7 +291,7 @@ class _Run:
         if not samples.size or size > len(view.is_done) // 4:
             return
         index = np.resize(places, size)
-        slots = self.programs.take(slots, jnp.asarray(index))
+        slots = self.programs.take(slots, index)
         view = jax.tree.map(lambda leaf: leaf[index], view)
         self.active = _Active(samples, np.arange(samples.size), slots, view)
 
