@@ -113,6 +113,18 @@ def run(
     Where the oracle records failures instead of raising, a sample goes on without the answer, and
     ends after three consecutive steps in which none of its rows was answered.
 
+    >>> import jax
+    >>> import numpy as np
+    >>> from zojax import attacks, blackbox
+    >>> def model(x):
+    ...     value = x.sum(axis=1) - 1
+    ...     return np.stack([value, -value], axis=1)
+    >>> oracle = blackbox.score_oracle(model, budget=100)
+    >>> x = np.asarray([[0.6, 0.6], [0.2, 0.2]])
+    >>> results = attacks.run(attacks.sign_hunter(0.2), oracle, x, [0, 0], jax.random.key(0))
+    >>> results.status.tolist(), results.queries.tolist()
+    (['success', 'already'], [3, 1])
+
     Args:
       attack: e.g. `zojax.attacks.square(0.3)`; compiled once per object and shape, so keep it.
       oracle: of `zojax.blackbox`; a score oracle also serves attacks that need labels only.
