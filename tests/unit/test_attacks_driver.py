@@ -193,6 +193,54 @@ def test_steps_that_ask_nothing_cost_nothing():
     np.testing.assert_array_equal(results.queries, [3, 7])
 
 
+IMAGE = (4, 4, 1)
+ALL = {
+    "sign_hunter": attacks.sign_hunter(0.05),
+    "square": attacks.square(0.05),
+    "simba": attacks.simba(0.2),
+    "nes": attacks.nes(0.05),
+    "zo_sign_sgd": attacks.zo_sign_sgd(0.05),
+    "zo_adamm": attacks.zo_adamm(0.05),
+    "zoo_adam": attacks.zoo_adam(),
+    "zoo_newton": attacks.zoo_newton(),
+    "latent": attacks.nes(0.05, latent=attacks.upsampled((2, 2))),
+    "hop_skip_jump": attacks.hop_skip_jump(),
+    "sign_opt": attacks.sign_opt(),
+}
+
+
+class Linear:
+    """Three classes of small images; notes the rows it receives."""
+
+    weights = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, batch):
+        self.rows.extend(batch.copy())
+        return (batch.reshape(len(batch), 16) - 0.5) @ self.weights
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_counts_of_every_attack_are_the_rows_the_model_received(name):
+    x = np.random.default_rng(1).uniform(size=(5, *IMAGE)).astype(np.float32)
+    labels = Linear()(x).argmax(axis=1)
+    labels[3] = (labels[3] + 1) % 3
+    victim = Linear()
+    oracle = blackbox.score_oracle(victim, budget=150, batch_size=64)
+    results = attacks.run(ALL[name], oracle, x, labels, KEY)
+    rows = np.asarray(victim.rows)
+    assert len(rows) == results.queries.sum() == oracle.counts.total.sum()
+    np.testing.assert_array_equal(results.loss_queries, oracle.counts.loss)
+    np.testing.assert_array_equal(results.check_queries, oracle.counts.check)
+    assert results.queries.max() <= 150 and not oracle.exhausted.size
+    assert rows.min() >= 0 and rows.max() <= 1
+    assert results.status[3] == "already" and results.queries[3] == 1
+    found = Linear()(results.adversarial).argmax(axis=1)
+    assert (found[results.success] != labels[results.success]).all()
+
+
 def test_a_torch_model_is_attacked_like_any_other():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     layer = torch.nn.Linear(2, 2)
