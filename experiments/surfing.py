@@ -40,9 +40,9 @@ class Config:
     """
 
     preset: Literal["default", "quick", "digits", "measurements", "fashion"] = "default"
-    """default: a generator of two latents, its surfaces and one-bit measurements, minutes on two
-    cores. quick: digits, a minute. digits, measurements, fashion: as reported, three seeds, a
-    quarter of an hour to an hour each."""
+    """default: a generator of two latents, its surfaces and one-bit measurements, a dozen minutes
+    on two cores. quick: digits, a minute. digits, measurements, fashion: as reported, three seeds,
+    a quarter of an hour to an hour each."""
     studies: tuple[StudyName, ...] = ("success", "one_bit")
     """success: latents of generated images. compressed: images from few linear measurements.
     values: by values alone. one_bit: from signs of measurements, where no gradient exists.
