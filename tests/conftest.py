@@ -1,6 +1,7 @@
 """What every test shares: CPU devices, a compilation cache, strict promotion, prepared data."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -9,6 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Eight simulated devices on two busy cores may wait for each other longer than the 40 s after which
+# XLA ends the process; older versions do not know the setting, and end it for that.
+if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 9):
+    _patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_patience}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

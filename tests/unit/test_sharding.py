@@ -41,7 +41,8 @@ def mesh(*shape, axis_type=AxisType.Auto):
 
 
 def run(est, execution, params=PARAMS, batch=BATCH):
-    return zojax.estimate(est, loss, params, KEY, (), args=(batch,), execution=execution)[0]
+    result = zojax.estimate(est, loss, params, KEY, (), args=(batch,), execution=execution)[0]
+    return jax.block_until_ready(result)  # one program of all devices at a time
 
 
 def assert_close(a, b, rtol):
