@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zojax import blackbox
+from zojax.attacks import AttackInterrupted
 from zojax.attacks.kernel import Goal, margin
 from zojax.attacks.universal import universal_adamm, universal_svrg
 
@@ -108,6 +109,22 @@ def test_universal_attacks_end_within_the_budget_and_without_answers():
         found = attack(oracle_of(victim), IMAGES, LABELS, KEY, num_steps=50)
         assert victim.num_rows == 3 * 11 * 4 + 4
         assert not found.success.any() and not found.perturbation.any()
+
+
+def test_interrupted_universal_attacks_hand_over_the_best_so_far():
+    for attack in (universal_adamm, universal_svrg):
+        steps = []
+
+        def stop_at_three(step, num_reached):
+            steps.append((step, num_reached))  # noqa: B023
+            if step == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(AttackInterrupted, match=r"of 4 images reached: KeyboardInterrupt") as c:
+            attack(oracle_of(Victim()), IMAGES, LABELS, KEY, progress=stop_at_three)
+        assert [step for step, _ in steps] == [1, 2, 3]
+        assert c.value.results.success.sum() == steps[-1][1]
+        assert c.value.results.losses.size >= 1
 
 
 def test_universal_attacks_check_their_arguments():

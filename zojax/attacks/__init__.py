@@ -11,7 +11,8 @@ from zojax.attacks.sign_hunter import sign_hunter
 from zojax.attacks.sign_opt import sign_opt
 from zojax.attacks.simba import simba
 from zojax.attacks.square import square
-from zojax.attacks.universal import Universal, universal_adamm, universal_svrg
+from zojax.attacks.universal import universal_adamm, universal_svrg
+from zojax.attacks.universal_problem import Universal
 from zojax.attacks.zoo import zoo_adam, zoo_newton
 
 __all__ = [

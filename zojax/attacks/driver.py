@@ -159,7 +159,10 @@ def run(
                 progress(finished, loop.records.num_queries())
     except (OracleError, KeyboardInterrupt) as error:
         loop.leave(np.ones(loop.active.samples.size, bool), "interrupted")
-        raise AttackInterrupted(loop.records.results(), error) from error
+        results = loop.records.results()
+        unfinished = int(np.sum(results.status == "interrupted"))
+        remark = f"{unfinished} of {len(inputs)} samples without a result"
+        raise AttackInterrupted(results, remark, error) from error
     return loop.records.results()
 
 

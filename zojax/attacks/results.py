@@ -1,6 +1,6 @@
 """What an attack on a set of examples found and cost, kept so that nothing is ever lost."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,16 +52,14 @@ class AttackInterrupted(RuntimeError):  # noqa: N818 - it says what happened, li
     """The oracle raised, or the user interrupted; its cause is chained.
 
     Attributes:
-      results: what had been found until then; samples that were still attacked and have nothing
-        have the status "interrupted".
+      results: what had been found until then. Of `run`: samples that were still attacked and have
+        nothing have the status "interrupted". Of a universal attack: the best perturbation so far.
     """
 
-    def __init__(self, results: Results, cause: BaseException) -> None:
-        unfinished = int(np.sum(results.status == "interrupted"))
-        total = results.status.size
+    def __init__(self, results: Any, remark: str, cause: BaseException) -> None:
         super().__init__(
-            f"the attack was interrupted, {unfinished} of {total} samples without a result: "
-            f"{cause or type(cause).__name__} (what was found is in .results)"
+            f"the attack was interrupted, {remark}: "
+            f"{str(cause) or type(cause).__name__} (what was found is in .results)"
         )
         self.results = results
 
