@@ -1,96 +1,24 @@
 """The attack driver: exact counts, budgets, early leavers, failures, and nothing lost."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.unit.attack_toys import (
+    BY_LABEL,
+    KEY,
+    MINIMISING,
+    NUM_STEPS,
+    RISE,
+    TOY,
+    Victim,
+    inputs,
+    run,
+    toy,
+)
 from zojax import attacks, blackbox
-from zojax.attacks import Ask, Attack, AttackInterrupted, Goal
-from zojax.attacks.kernel import is_reached, margin
-
-RISE = 1 / 32  # exact in float32, so that thresholds are met exactly
-NUM_STEPS = 12
-
-
-class ToyState(NamedTuple):
-    x: jax.Array
-    goal: Goal
-    step: jax.Array
-    best: jax.Array
-    found: jax.Array
-
-
-def toy(answers="scores", stops=True, num_unused=0):
-    """Asks about x + step * RISE twice, the second time as a check; keeps the first one found."""
-
-    def init(x, goal, key):
-        del key
-        zero = jnp.zeros((), jnp.int32)
-        return ToyState(x, goal, zero, x, jnp.zeros((), bool))
-
-    def ask(state):
-        point = jnp.clip(state.x + (state.step + 1).astype(jnp.float32) * RISE, 0.0, 1.0)
-        points = jnp.broadcast_to(point, (3, *point.shape))
-        used = jnp.asarray([True, True, False]) & (state.step >= num_unused)
-        return Ask(points, used, jnp.asarray([False, True, True]))
-
-    def tell(state, given):
-        if answers == "scores":
-            hit = jnp.any(margin(given, state.goal)[:2] < 0)
-        else:
-            hit = jnp.any(is_reached(given, state.goal)[:2])
-        best = jnp.where(hit & ~state.found, ask(state).points[0], state.best)
-        return state._replace(step=state.step + 1, best=best, found=state.found | hit)
-
-    def is_done(state):
-        return (state.step >= NUM_STEPS) | (state.found & stops)
-
-    return Attack("toy", answers, init, ask, tell, lambda s: (s.best, s.found), is_done)
-
-
-TOY = toy()
-MINIMISING = toy(stops=False)
-BY_LABEL = toy("labels")
-KEY = jax.random.key(0)
-
-
-class Victim:
-    """Class 0 while the first pixel is below a half; notes the rows it receives."""
-
-    def __init__(self, kind="scores", script=()):
-        self.kind = kind
-        self.script = list(script)
-        self.rows = []
-
-    def __call__(self, batch):
-        assert len(batch)
-        self.rows.extend(batch.copy())
-        if self.script and (spoil := self.script.pop(0)):
-            spoil()
-        is_high = batch[:, 0] >= 0.5
-        if self.kind == "labels":
-            return is_high.astype(int)
-        return np.stack([0.5 - batch[:, 0], np.where(is_high, 1.0, -1.0)], axis=1)
-
-
-def inputs(steps):
-    """Inputs that need so many steps of RISE to reach a half."""
-    return np.stack([0.5 - np.asarray(steps) * RISE, np.full(len(steps), 0.25)], axis=1)
-
-
-def run(steps, attack=TOY, victim=None, targets=None, labels=None, max_steps=None, **limits):
-    victim = victim or Victim()
-    build = blackbox.score_oracle if victim.kind == "scores" else blackbox.label_oracle
-    oracle = build(victim, **limits)
-    labels = np.zeros(len(steps), int) if labels is None else labels
-    results = attacks.run(
-        attack, oracle, inputs(steps), labels, KEY, targets=targets, max_steps=max_steps
-    )
-    assert len(victim.rows) == results.queries.sum() == oracle.counts.total.sum()
-    return results
+from zojax.attacks import Ask, Attack
 
 
 def test_every_query_is_counted_where_it_belongs():
@@ -143,7 +71,7 @@ def test_an_oracle_that_has_been_asked_before_leaves_less():
 
 
 def test_targets_make_the_attack_targeted():
-    results = run([3, 3], labels=[0, 0], targets=[1, 0])
+    results = run([3, 3], labels=[0, 0], driver={"targets": [1, 0]})
     np.testing.assert_array_equal(results.status, ["success", "already"])
     np.testing.assert_array_equal(results.queries, [7, 1])
 
@@ -326,48 +254,6 @@ def test_each_sample_has_a_key_of_its_own():
     for sample in (0, 2):
         expected = jax.random.uniform(jax.random.fold_in(KEY, sample), (2,))
         np.testing.assert_array_equal(results.adversarial[sample], expected)
-
-
-def raise_error():
-    raise ConnectionError("service away")
-
-
-def raise_interrupt():
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("spoil", "cause"),
-    [(raise_error, blackbox.OracleError), (raise_interrupt, KeyboardInterrupt)],
-)
-def test_an_interruption_keeps_what_was_found(spoil, cause):
-    # The call for the inputs, then two per step: the third step fails.
-    victim = Victim(script=[None] * 5 + [spoil])
-    with pytest.raises(AttackInterrupted, match="1 of 4 samples without") as caught:
-        run([1, 2, 0, 9], victim=victim)
-    assert isinstance(caught.value.__cause__, cause)
-    results = caught.value.results
-    np.testing.assert_array_equal(results.status, ["success", "success", "already", "interrupted"])
-    np.testing.assert_array_equal(results.queries_to_success, [3, 5, -1, -1])
-    np.testing.assert_array_equal(results.queries, [3, 5, 1, 6])
-    assert results.queries.sum() == len(victim.rows)
-
-
-def test_an_interruption_keeps_what_is_still_being_improved():
-    victim = Victim(script=[None] * 7 + [raise_error])
-    with pytest.raises(AttackInterrupted) as caught:
-        run([2, 9], attack=MINIMISING, victim=victim)
-    results = caught.value.results
-    np.testing.assert_array_equal(results.status, ["success", "interrupted"])
-    np.testing.assert_allclose(results.linf, [2 * RISE, np.nan])
-    np.testing.assert_array_equal(results.adversarial, inputs([0, 9]) + [[0, 2 * RISE], [0, 0]])
-
-
-def test_an_interruption_of_the_first_call_has_results_too():
-    with pytest.raises(AttackInterrupted, match="service away") as caught:
-        run([1, 2], victim=Victim(script=[raise_error]))
-    np.testing.assert_array_equal(caught.value.results.status, ["interrupted"] * 2)
-    np.testing.assert_array_equal(caught.value.results.queries, [1, 1])
 
 
 @pytest.mark.parametrize(

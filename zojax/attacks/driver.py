@@ -1,7 +1,8 @@
 """Runs an attack on many examples at once: asks the oracle, counts, lets finished samples go."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax.attacks.inputs import check_known, read_classes, read_images
 from zojax.attacks.kernel import Ask, Attack, Goal, distance, is_reached
 from zojax.attacks.results import AttackInterrupted, Records, Results
 from zojax.blackbox import Oracle, OracleError
 from zojax.blackbox.ledger import Purpose
-from zojax.errors import check_at_least, check_instance, check_that
+from zojax.errors import check_at_least, check_instance
 from zojax.keys import check_key
 from zojax.types import PRNGKey, Scalar, State
 
@@ -97,6 +99,7 @@ def run(
     key: PRNGKey,
     *,
     targets: Any = None,
+    batch_size: int | None = None,
     max_steps: int | None = None,
     milestones: tuple[int, ...] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -131,7 +134,10 @@ def run(
       x: inputs, (b, ...), within [0, 1]; b may be 0.
       labels: their true classes, integers (b,).
       key: typed key of shape ().
-      targets: classes to be reached, integers (b,), which makes the attack targeted.
+      targets: classes to be reached, integers (b,), which makes the attack targeted: an input whose
+        answer is its target is "already" there, and whether it is its label does not matter.
+      batch_size: samples attacked at the same time, one batch after the other; None for all. Bounds
+        memory, b times the points of a step otherwise, and changes no result.
       max_steps: steps per sample at most; None for no bound.
       milestones: numbers of queries at which the distortion reached is noted.
       progress: called after every step with the numbers of finished samples and of rows sent.
@@ -140,29 +146,34 @@ def run(
       `Results`.
 
     Raises:
-      AttackInterrupted: if the oracle raises or the user interrupts; it holds the results so far.
-      ValueError: for arguments that do not fit together, before anything is asked.
+      AttackInterrupted: if anything raises on the way (the oracle, `progress`), or the user
+        interrupts; it holds the results so far.
+      ValueError: for arguments that do not fit together, before anything is asked; for a class that
+        does not exist, after the inputs were checked if the oracle did not know how many there are.
     """
     inputs, goal = _read(attack, oracle, x, labels, targets)
     check_key(key)
+    _check_fits(attack, inputs, key)
+    if batch_size is not None:
+        check_at_least("batch_size", batch_size, 1)
     if max_steps is not None:
         check_at_least("max_steps", max_steps, 1)
     for milestone in milestones:
         check_at_least("milestones", milestone, 1)
     loop = _Run(attack, oracle, inputs, goal, milestones)
-    try:
-        loop.start(loop.check_inputs(), key)
-        while loop.active.samples.size:
-            loop.step(max_steps)
-            if progress is not None:
-                finished = len(inputs) - loop.active.samples.size
-                progress(finished, loop.records.num_queries())
-    except (OracleError, KeyboardInterrupt) as error:
-        loop.leave(np.ones(loop.active.samples.size, bool), "interrupted")
-        results = loop.records.results()
-        unfinished = int(np.sum(results.status == "interrupted"))
-        remark = f"{unfinished} of {len(inputs)} samples without a result"
-        raise AttackInterrupted(results, remark, error) from error
+    with loop.kept():
+        pending = loop.check_inputs()
+    check_known("labels" if targets is None else "targets", goal.label, oracle)
+    size = batch_size or max(pending.size, 1)
+    with loop.kept():
+        for first in range(0, pending.size, size):
+            loop.start(pending[first : first + size], key)
+            num_waiting = max(pending.size - first - size, 0)
+            while loop.active.samples.size:
+                loop.step(max_steps)
+                if progress is not None:
+                    finished = len(inputs) - num_waiting - loop.active.samples.size
+                    progress(finished, loop.records.num_queries())
     return loop.records.results()
 
 
@@ -187,6 +198,20 @@ class _Run:
         self.active = _Active(nobody, nobody, None, None)
         self.num_steps = 0
         self.num_silent = np.zeros(len(x), np.int64)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Hands over what was found where anything ends the attack."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if self.active.samples.size:
+                self._note()  # an interruption may have come just before it
+            self.leave(np.ones(self.active.samples.size, bool), "interrupted")
+            results = self.records.results()
+            unfinished = int(np.sum(results.status == "interrupted"))
+            remark = f"{unfinished} of {results.status.size} samples without a result"
+            raise AttackInterrupted(results, remark, error) from error
 
     def check_inputs(self) -> np.ndarray:
         """Asks for the labels of the inputs, again where there is no answer.
@@ -214,8 +239,7 @@ class _Run:
           samples: which, (n,).
           key: of the run.
         """
-        if not samples.size:
-            return
+        self.num_steps = 0
         padded = np.resize(samples, _power_of_two(samples.size))
         goal = Goal(*(jnp.asarray(part[padded]) for part in self.goal))
         slots, view = self.programs.start(
@@ -239,25 +263,32 @@ class _Run:
         samples, places, slots, view = self.active
         if not samples.size:
             return
-        answers, was_answered = self._ask(samples, places, view.ask)
+        answers, was_answered, error = self._ask(samples, places, view.ask)
         was_asked = view.ask.used[places].any(axis=1)
         slots, view = self.programs.advance(slots, answers)
         self.active = _Active(samples, places, slots, _fetch(view))
-        view = self.active.view
-        self.records.note(samples, view.found[places], view.distances[places].T)
+        self._note()
         self.num_silent[samples[was_asked & ~was_answered]] += 1
         self.num_silent[samples[was_answered]] = 0
         self._leave_done()
+        if error is not None:
+            raise error
         self.leave(self.num_silent[self.active.samples] >= _PATIENCE, "oracle_failed")
         self._compact()
 
+    def _note(self) -> None:
+        """Notes what is known of the active samples; to note it twice changes nothing."""
+        samples, places, _, view = self.active
+        self.records.note(samples, view.found[places], view.distances[places].T)
+
     def _ask(
         self, samples: np.ndarray, places: np.ndarray, ask: Ask
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, OracleError | None]:
         """Sends what the samples want to know, and nothing else.
 
         Returns:
-          Answers for every slot, (p, q, ...), and whether each sample got any, bool (n,).
+          Answers for every slot, (p, q, ...), whether each sample got any, bool (n,), and what the
+          oracle raised: what it had answered before is worth a last step.
         """
         needs_scores = self.attack.answers == "scores"
         shape = ask.used.shape
@@ -272,15 +303,19 @@ class _Run:
             points, owners = ask.points[places[row], column], samples[row]
             if not row.size:
                 continue
-            if needs_scores:
-                values = self.oracle.scores(points, owners, purpose=purpose)
-                is_answer = ~np.isnan(values).any(axis=1)
-            else:
-                values = self.oracle.labels(points, owners, purpose=purpose)
-                is_answer = values >= 0
-            answers[places[row], column] = values
-            was_answered[row[is_answer]] = True
-        return answers, was_answered
+            ask_oracle = self.oracle.scores if needs_scores else self.oracle.labels
+            error = None
+            try:
+                values = ask_oracle(points, owners, purpose=purpose)
+            except OracleError as raised:
+                values, error = raised.answers, raised
+            is_answer = ~np.isnan(values).any(axis=1) if needs_scores else values >= 0
+            if is_answer.any():
+                answers[places[row], column] = values
+                was_answered[row[is_answer]] = True
+            if error is not None:
+                return answers, was_answered, error
+        return answers, was_answered, None
 
     def leave(self, which: np.ndarray, status: str) -> None:
         """Ends samples under attack.
@@ -327,26 +362,16 @@ def _read(
     check_instance("oracle", oracle, Oracle, "made by zojax.blackbox.score_oracle or label_oracle")
     if attack.answers == "scores" and oracle.kind == "labels":
         raise ValueError(f"{attack.name} needs scores, but this oracle answers labels only")
-    inputs = np.asarray(x, np.float32)
-    check_that("x", inputs.shape, "a batch, of shape (b, ...)", lambda shape: len(shape) > 1)
-    if not np.all((inputs >= 0) & (inputs <= 1)):
-        raise ValueError(
-            f"x must be finite and within [0, 1], got values from {inputs.min()} to {inputs.max()}"
-        )
-    truth = _read_classes("labels", labels, oracle, len(inputs))
+    inputs = read_images(x)
+    truth = read_classes("labels", labels, oracle, len(inputs))
     if targets is None:
         return inputs, Goal(truth, np.zeros(len(inputs), bool))
-    goals = _read_classes("targets", targets, oracle, len(inputs))
+    goals = read_classes("targets", targets, oracle, len(inputs))
     return inputs, Goal(goals, np.ones(len(inputs), bool))
 
 
-def _read_classes(name: str, values: Any, oracle: Oracle, size: int) -> np.ndarray:
-    classes = np.asarray(values)
-    is_integer = np.issubdtype(classes.dtype, np.integer) or classes.size == 0
-    if classes.shape != (size,) or not is_integer or classes.min(initial=0) < 0:
-        raise ValueError(f"{name} must be integers >= 0 of shape ({size},), got {values!r}")
-    if oracle.num_classes is not None and classes.max(initial=0) >= oracle.num_classes:
-        raise ValueError(
-            f"{name} must be below {oracle.num_classes}, the number of classes, got {classes.max()}"
-        )
-    return classes.astype(np.int32)
+def _check_fits(attack: Attack, inputs: np.ndarray, key: PRNGKey) -> None:
+    """Lets the attack refuse inputs of this shape before anything is asked."""
+    shaped = jax.ShapeDtypeStruct
+    goal = Goal(shaped((), jnp.int32), shaped((), bool))
+    jax.eval_shape(attack.init, shaped(inputs.shape[1:], jnp.float32), goal, key)

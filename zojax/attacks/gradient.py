@@ -144,7 +144,8 @@ def zo_adamm(
     """ZO-AdaMM: adaptive moments, steps `learning_rate` / sqrt(t), projected in their own metric.
 
     The projection is the nearest point of the ball in the norm weighted by sqrt(v_max), as the
-    method's convergence needs; for a linf ball that is a clip. The check of an iterate is also the
+    method's convergence needs; for a linf ball that is a clip, and with `upsampled` in l2 only a
+    point of the ball near it. The check of an iterate is also the
     centre of the forward differences around it. sigma and the step are ours, for a ball: the
     published attack (sigma 1e-3, rate 1e-3) has none and weighs the distortion instead.
 

@@ -23,7 +23,8 @@ class Results(NamedTuple):
         "interrupted": only within `AttackInterrupted`: neither found nor finished.
       loss_queries: int64 (b,).
       check_queries: those that only checked for success, the one for the input included.
-      queries_to_success: all queries up to the first adversarial input, int64 (b,); -1 without.
+      queries_to_success: all queries up to the end of the step that found the first adversarial
+        input, int64 (b,); -1 without.
       l2: distance of `adversarial` from the input, float64 (b,); 0 for "already", NaN without.
       linf: likewise.
       l2_at: float64 (milestones, b): `l2` when that many queries had been spent, NaN before the

@@ -37,7 +37,8 @@ def square(
       norm: "linf" or "l2".
       p: share of the pixels in the first square, in (0, 1]; None means the published 0.8 in linf
         (MNIST; 0.3 for CIFAR-10, 0.05 for ImageNet) and 0.1 in l2.
-      num_steps: after which the attack is done.
+      num_steps: after which the attack is done, and which the halvings of the share are spread
+        over; best set to the oracle's budget.
 
     Source: Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack
     via random search", 2020, arXiv 1912.00049.

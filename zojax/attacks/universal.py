@@ -1,7 +1,8 @@
 """One perturbation for a set of images, by ZO-AdaMM or ZO-SVRG."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -40,6 +41,8 @@ def universal_adamm(
     perturbation itself is left out of that estimate, a direction without one is left out for its
     image; after three estimates without any answer the attack ends.
 
+    All images count, those that the model gets wrong already too.
+
     Queries per step and image: `num_directions` + 1. In the end one check per image. A step that
     an image's budget does not cover, with the check, is not started and ends the attack.
 
@@ -68,10 +71,9 @@ def universal_adamm(
     check_positive("learning_rate", learning_rate)
     check_at_least("num_steps", num_steps, 1)
     problem = Problem(oracle, x, labels, is_targeted, key, c, kappa, num_directions, probe)
-    step = optax.chain(scale_by_adamm(0.9, 0.3), optax.scale_by_schedule(decaying(learning_rate)))
-    take = _compile(step)
+    init, take = _adamm(learning_rate)
     delta = jnp.zeros(problem.shape, jnp.float32)
-    state = step.init(delta)
+    state = init(delta)
     with problem.kept():
         for count in range(num_steps):
             if not problem.can_ask(problem.everybody, 1):
@@ -141,10 +143,9 @@ def universal_svrg(
         check_positive("learning_rate", learning_rate)
     problem = Problem(oracle, x, labels, is_targeted, key, c, kappa, num_directions, probe)
     rate = 1 / int(np.prod(problem.shape)) if learning_rate is None else learning_rate
-    step = optax.scale(-rate)
-    take = _compile(step)
+    init, take = _descent(rate)
     delta = jnp.zeros(problem.shape, jnp.float32)
-    state = step.init(delta)
+    state = init(delta)
     snapshot, full = delta, None
     with problem.kept():
         for count in range(num_steps):
@@ -156,7 +157,7 @@ def universal_svrg(
             if is_start:
                 snapshot, full = delta, grad
             else:
-                there = problem.gradient(snapshot, count, images)
+                there = problem.gradient(snapshot, count, images, is_snapshot=True)
                 grad = None if grad is None or there is None else grad - there + full
             if grad is not None:
                 delta, state = take(grad, state, delta)
@@ -165,11 +166,29 @@ def universal_svrg(
         return problem.finish(delta)
 
 
-def _compile(step: optax.GradientTransformation) -> Callable[..., tuple[chex.Array, Any]]:
-    """One step; images lie in [0, 1], so that nothing is gained beyond changes of 1."""
+class _Step(NamedTuple):
+    """An optax transformation, and one step of it, compiled."""
+
+    init: Callable[[chex.Array], Any]
+    take: Callable[..., tuple[chex.Array, Any]]
+
+
+@functools.lru_cache(maxsize=16)  # one object, so that a second run compiles nothing
+def _adamm(learning_rate: float) -> _Step:
+    schedule = optax.scale_by_schedule(decaying(learning_rate))
+    return _compile(optax.chain(scale_by_adamm(0.9, 0.3), schedule))
+
+
+@functools.lru_cache(maxsize=16)
+def _descent(learning_rate: float) -> _Step:
+    return _compile(optax.scale(-learning_rate))
+
+
+def _compile(step: optax.GradientTransformation) -> _Step:
+    """Images lie in [0, 1], so that nothing is gained beyond changes of 1."""
 
     def take(grad: chex.Array, state: Any, delta: chex.Array) -> tuple[chex.Array, Any]:
         updates, state = step.update(grad, state, delta)
         return jnp.clip(delta + updates, -1, 1), state
 
-    return jax.jit(take)
+    return _Step(step.init, jax.jit(take))

@@ -1,7 +1,8 @@
 """The loss of one perturbation for a set of images, asked of an oracle within its budget."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zojax import estimation
+from zojax.attacks.inputs import check_known, read_classes, read_images
 from zojax.attacks.kernel import Goal, margin
 from zojax.attacks.results import AttackInterrupted
 from zojax.blackbox import Oracle, OracleError
@@ -18,7 +20,7 @@ from zojax.errors import check_at_least, check_instance, check_positive, check_t
 from zojax.estimators import finite_difference
 from zojax.keys import check_key
 from zojax.stencils import forward
-from zojax.types import PRNGKey
+from zojax.types import Estimator, PRNGKey
 
 _PATIENCE = 3  # consecutive estimates without any answer after which the attack ends
 
@@ -76,13 +78,7 @@ class Problem:
         self._key = key
         self._c = c
         self._kappa = kappa
-        self._est = finite_difference(
-            directions=sphere(),  # of radius sqrt(d)
-            stencil=forward,
-            num_directions=num_directions,
-            sigma=probe / float(np.sqrt(np.prod(self.shape))),
-        )
-        self._combine = self._compile()
+        self._est = _estimator(num_directions, probe / float(np.sqrt(np.prod(self.shape))))
         self._num_points = num_directions + 1
         self._num_silent = 0
         self._losses: list[float] = []
@@ -111,45 +107,33 @@ class Problem:
         is_covered = left > num_estimates * self._num_points
         return bool(is_covered) and self._num_silent < _PATIENCE
 
-    def gradient(self, delta: chex.Array, count: int, images: np.ndarray) -> chex.Array | None:
+    def gradient(
+        self, delta: chex.Array, count: int, images: np.ndarray, *, is_snapshot: bool = False
+    ) -> chex.Array | None:
         """Estimates the gradient of the mean over images, the distortion included.
 
         Args:
           delta: perturbation.
           count: number of the step; the directions are a function of it.
           images: over which.
+          is_snapshot: whether `delta` was the iterate earlier, and was noted then.
 
         Returns:
           The estimate, None if there was no answer.
         """
         key = jax.random.fold_in(jax.random.fold_in(self._key, 0), count)
-        points = np.asarray(estimation.ask(self._est, delta, key, ()))
+        points = np.asarray(_points(self._est, delta, key))
         margins = self._ask(points, images, "loss")
         losses = self._c * np.maximum(margins, -self._kappa)
         usable = np.isfinite(losses[:, 0]) & np.isfinite(losses[:, 1:]).any(axis=1)
         self._num_silent = 0 if usable.any() else self._num_silent + 1
-        if len(images) == len(self.everybody):
+        if len(images) == len(self.everybody) and not is_snapshot:
             mean = losses[usable, 0].mean() if usable.any() else np.nan
             self._losses.append(mean + float(np.sum(points[0] ** 2)))
             self._note(points[0], margins[:, 0] < 0)
         if not usable.any():
             return None
-        return self._combine(delta, key, losses, usable)
-
-    def _compile(self) -> Callable[..., chex.Array]:
-        """The mean of the images' own estimates, each of which drops what failed."""
-
-        def combine(
-            delta: chex.Array, key: PRNGKey, losses: chex.Array, usable: chex.Array
-        ) -> chex.Array:
-            def one(row: chex.Array) -> chex.Array:
-                return estimation.tell(self._est, delta, key, (), row)[0].grad
-
-            weights = usable.astype(jnp.float32)
-            weights = weights / jnp.sum(weights)
-            return jnp.tensordot(weights, jax.vmap(one)(losses), axes=1) + 2 * delta
-
-        return jax.jit(combine)
+        return _combine(self._est, delta, key, losses, usable)
 
     def finish(self, delta: chex.Array) -> Universal:
         """Checks the last perturbation on all images.
@@ -183,6 +167,7 @@ class Problem:
         rows = np.clip(self._images.x[images][:, None] + points[None], 0, 1)
         owners = np.repeat(images, len(points))
         scores = self._oracle.scores(rows.reshape(-1, *self.shape), owners, purpose=purpose)
+        check_known("labels", self._images.goal.label, self._oracle)
         if not scores.size:  # nobody could afford an answer, and nobody ever gave one
             return np.full(rows.shape[:2], np.nan, np.float32)
         goal = jax.tree.map(lambda part: part[images], self._images.goal)
@@ -199,20 +184,38 @@ class Problem:
 _margins = jax.jit(jax.vmap(margin))
 
 
+@functools.lru_cache(maxsize=16)  # one object, so that a second run compiles nothing
+def _estimator(num_directions: int, sigma: float) -> Estimator:
+    """Forward differences along directions on the sphere of radius sqrt(d)."""
+    return finite_difference(
+        directions=sphere(), stencil=forward, num_directions=num_directions, sigma=sigma
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _points(est: Estimator, delta: chex.Array, key: PRNGKey) -> chex.Array:
+    return estimation.ask(est, delta, key, ())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _combine(
+    est: Estimator, delta: chex.Array, key: PRNGKey, losses: chex.Array, usable: chex.Array
+) -> chex.Array:
+    """The mean of the images' own estimates, each of which drops what failed."""
+
+    def one(row: chex.Array) -> chex.Array:
+        return estimation.tell(est, delta, key, (), row)[0].grad
+
+    weights = usable.astype(jnp.float32)
+    weights = weights / jnp.sum(weights)
+    return jnp.tensordot(weights, jax.vmap(one)(losses), axes=1) + 2 * delta
+
+
 def _read(oracle: Oracle, x: Any, labels: Any, is_targeted: bool) -> _Images:
     check_instance("oracle", oracle, Oracle, "made by zojax.blackbox.score_oracle")
     check_that("oracle", oracle.kind, "a score oracle", lambda kind: kind == "scores")
-    images = np.asarray(x, np.float32)
-    check_that("x", images.shape, "n >= 1 images, (n, ...)", lambda s: len(s) > 1 and s[0] > 0)
-    if not np.all((images >= 0) & (images <= 1)):
-        raise ValueError(
-            f"x must be finite and within [0, 1], got values from {images.min()} to {images.max()}"
-        )
-    classes = np.asarray(labels)
-    is_integer = np.issubdtype(classes.dtype, np.integer)
-    if not is_integer or classes.shape != (len(images),) or classes.min() < 0:
-        raise ValueError(f"labels must be {len(images)} integers >= 0, got {labels!r}")
-    if oracle.num_classes is not None and classes.max() >= oracle.num_classes:
-        raise ValueError(f"labels must be below {oracle.num_classes}, got {labels!r}")
-    goal = Goal(classes.astype(np.int32), np.full(len(images), bool(is_targeted)))
+    images = read_images(x)
+    check_that("x", images.shape, "at least one image", lambda shape: shape[0] > 0)
+    classes = read_classes("labels", labels, oracle, len(images))
+    goal = Goal(classes, np.full(len(images), bool(is_targeted)))
     return _Images(images, goal)

@@ -84,7 +84,8 @@ def zoo_adam(
 ) -> Attack:
     """ZOO-Adam: the least l2 distortion, by random coordinates with an Adam step each.
 
-    Minimises |x - x0|^2 + c max(margin, -kappa) over inputs within [0, 1]. A search of `num_steps`
+    Minimises |x - x0|^2 + c max(margin, -kappa) over inputs within [0, 1] (with `upsampled`, the
+    perturbation's length is that before clipping). A search of `num_steps`
     steps starts from the input; the next one has c bisected between the last failure and success,
     or ten times as large while nothing succeeded. Bias corrections count the updates of each
     coordinate, and Adam starts anew at a search's first success. Differences are central; at the
@@ -98,7 +99,8 @@ def zoo_adam(
       num_steps: steps per search, at least 1 (published: 3,000 for MNIST, 1,000 for CIFAR).
       num_searches: values of c, at least 1.
       initial_c: the first one, > 0.
-      kappa: margin beyond the boundary that is still rewarded, >= 0.
+      kappa: confidence, >= 0: an input counts as adversarial where its margin is <= -kappa (< 0
+        for 0).
       sigma: step of the differences, in (0, .5).
       learning_rate: > 0 (published: .01 for MNIST and CIFAR, .002 for ImageNet).
       latent: where to search, `pixels` or `upsampled(...)`.
@@ -140,7 +142,8 @@ def zoo_newton(
       num_steps: steps per search, at least 1 (published: 3,000 for MNIST, 1,000 for CIFAR).
       num_searches: values of c, at least 1.
       initial_c: the first one, > 0.
-      kappa: margin beyond the boundary that is still rewarded, >= 0.
+      kappa: confidence, >= 0: an input counts as adversarial where its margin is <= -kappa (< 0
+        for 0).
       sigma: step of the differences, in (0, .5).
       learning_rate: > 0 (published: .01).
       latent: where to search, `pixels` or `upsampled(...)`.
@@ -211,7 +214,7 @@ def _zoo(
         margins = margin(answers, state.goal)
         stencil = _stencil(state, num_steps, num_coordinates, sigma, latent)
         gradient, curvature, asked = _derivatives(state, stencil, margins, kappa, sigma, latent)
-        new = _note_success(state, margins[0], solver, latent)
+        new = _note_success(state, margins[0], kappa, solver, latent)
         move, moved = solver.update(new.solver, gradient, curvature, asked)
         low, high = latent.limits(state.x)
         z = jnp.clip(state.z + move.reshape(state.z.shape), low, high)
@@ -274,10 +277,12 @@ def _derivatives(
     return spread(jnp.where(valid, slopes, 0)), spread(bends), spread(valid)
 
 
-def _note_success(state: ZooState, value: chex.Array, solver: _Solver, latent: Latent) -> ZooState:
+def _note_success(
+    state: ZooState, value: chex.Array, kappa: float, solver: _Solver, latent: Latent
+) -> ZooState:
     """Takes the answer about the iterate into account."""
     iterate = perturbed(latent, state.z, state.x)
-    is_adversarial = value < 0
+    is_adversarial = (value < 0) & (value <= -kappa)
     length = distance(iterate, state.x, "l2")
     is_nearer = is_adversarial & (length < state.distortion)
     is_first = is_adversarial & ~state.found_now

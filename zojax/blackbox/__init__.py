@@ -3,6 +3,7 @@
 from zojax.blackbox.answers import Failure, OracleError
 from zojax.blackbox.ledger import QueryCounts
 from zojax.blackbox.oracle import Oracle, label_oracle, score_oracle
+from zojax.blackbox.padding import padded
 
 __all__ = [
     "Failure",
@@ -10,5 +11,6 @@ __all__ = [
     "OracleError",
     "QueryCounts",
     "label_oracle",
+    "padded",
     "score_oracle",
 ]

@@ -34,11 +34,14 @@ class OracleError(RuntimeError):
 
     Attributes:
       failure: which rows, and how.
+      answers: what `scores` or `labels` would have returned, NaN or -1 in the rows without an
+        answer: the calls before the one that failed have been paid for.
     """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+        self.answers = np.empty(0)
 
     def __str__(self) -> str:
         return self.failure.message
@@ -91,16 +94,20 @@ def call(
     try:
         found = answer() if timeout is None else _within(timeout, answer)
     except _NoAnswerError:
-        message = f"the oracle's function did not answer {num_rows} rows within {timeout} s"
+        message = f"the oracle's function did not answer {_rows(num_rows)} within {timeout} s"
         return _unanswered(num_rows, "timeout", message)
     except Exception as error:
         lines = str(error).splitlines() or ["no message"]
         name = type(error).__name__
-        message = f"the oracle's function raised {name} on {num_rows} rows: {lines[0]}"
+        message = f"the oracle's function raised {name} on {_rows(num_rows)}: {lines[0]}"
         return _unanswered(num_rows, "exception", message, error)
     if kind == "scores":
         return _read_scores(found, num_rows, num_classes)
     return _read_labels(found, num_rows, num_classes)
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def _within(seconds: float, function: Callable[[], np.ndarray]) -> np.ndarray:
@@ -139,7 +146,7 @@ def _read_scores(found: np.ndarray, num_rows: int, num_classes: int | None) -> A
     if not is_number:
         message = f"the oracle's function must return scores that are numbers, got {found.dtype}"
         return _unanswered(num_rows, "dtype", message)
-    columns = num_classes if num_classes is not None else "classes"
+    columns = num_classes if num_classes is not None else "at least 2"
     right = found.ndim == 2 and found.shape[0] == num_rows and found.shape[1] >= 2
     if not right or (num_classes is not None and found.shape[1] != num_classes):
         message = (

@@ -5,7 +5,7 @@ An oracle lives on the host, outside `jit`: NumPy arrays go in and come out.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from zojax.blackbox.answers import Answer, Failure, Kind, OracleError, call
 from zojax.blackbox.ledger import PURPOSES, Ledger, Purpose, QueryCounts
 from zojax.blackbox.limits import Limits, OnFailure, check_limits
 from zojax.errors import check_at_least, check_that, is_traced
+
+_Found: TypeAlias = list[tuple[np.ndarray, np.ndarray]]  # places of answered rows, and the answers
 
 
 class Oracle:
@@ -114,11 +116,14 @@ class Oracle:
         if self._kind != "scores":
             raise ValueError("this oracle answers labels only; scores need a score_oracle")
         rows, owners = _read_inputs(x, samples, purpose)
-        found = self._ask(rows, owners, purpose)
-        scores = np.full((owners.size, self._num_classes or 0), np.nan, np.float32)
-        for places, values in found:
-            scores[places] = values
-        return scores
+
+        def fill(found: _Found) -> np.ndarray:
+            scores = np.full((owners.size, self._num_classes or 0), np.nan, np.float32)
+            for places, values in found:
+                scores[places] = values
+            return scores
+
+        return self._ask(rows, owners, purpose, fill)
 
     def labels(self, x: Any, samples: Any, *, purpose: Purpose = "loss") -> np.ndarray:
         """Asks for the labels of rows; where scores are known, the first class of the highest.
@@ -136,25 +141,36 @@ class Oracle:
           OracleError: if the function fails and failures are not merely recorded.
         """
         rows, owners = _read_inputs(x, samples, purpose)
-        found = self._ask(rows, owners, purpose)
-        labels = np.full(owners.size, -1, np.int64)
-        for places, values in found:
-            labels[places] = values if self._kind == "labels" else values.argmax(axis=1)
-        return labels
+
+        def fill(found: _Found) -> np.ndarray:
+            labels = np.full(owners.size, -1, np.int64)
+            for places, values in found:
+                labels[places] = values if self._kind == "labels" else values.argmax(axis=1)
+            return labels
+
+        return self._ask(rows, owners, purpose, fill)
 
     def _ask(
-        self, x: np.ndarray, samples: np.ndarray, purpose: Purpose
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Sends what the budget covers; returns the answered rows' places and values."""
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        self,
+        x: np.ndarray,
+        samples: np.ndarray,
+        purpose: Purpose,
+        fill: Callable[[_Found], np.ndarray],
+    ) -> np.ndarray:
+        """Sends what the budget covers, and fills the answers in."""
+        found: _Found = []
         size = self._limits.batch_size or max(samples.size, 1)
-        for start in range(0, samples.size, size):
-            batch = np.arange(start, min(start + size, samples.size))
-            # Batch by batch: repeats of the one before have spent budget too.
-            batch = batch[self._ledger.admit(samples[batch])]
-            if batch.size:
-                self._ask_batch(x, samples, batch, purpose, found)
-        return found
+        try:
+            for start in range(0, samples.size, size):
+                batch = np.arange(start, min(start + size, samples.size))
+                # Batch by batch: repeats of the one before have spent budget too.
+                batch = batch[self._ledger.admit(samples[batch])]
+                if batch.size:
+                    self._ask_batch(x, samples, batch, purpose, found)
+        except OracleError as error:
+            error.answers = fill(found)
+            raise
+        return fill(found)
 
     def _ask_batch(
         self,
@@ -162,7 +178,7 @@ class Oracle:
         samples: np.ndarray,
         batch: np.ndarray,
         purpose: Purpose,
-        found: list[tuple[np.ndarray, np.ndarray]],
+        found: _Found,
     ) -> None:
         """Sends one batch, and again those of its rows that get no answer, within the budget."""
         for attempt in range(1, self._limits.retries + 2):
