@@ -243,11 +243,11 @@ def foolbox_contestants(task: Task) -> Iterator[Contestant]:
 
 
 def num_iterations(budget: int) -> int:
-    """Iterations of a peer's HopSkipJump: 100 sqrt(t) probes, and about 25 labels besides."""
+    """Iterations of a peer's HopSkipJump: 100 sqrt(t) probes, and about 20 labels besides."""
     spent, count = 0.0, 0
-    while spent + 100 * math.sqrt(count + 1) + 25 <= budget:
+    while spent + 100 * math.sqrt(count + 1) + 20 <= budget:
         count += 1
-        spent += 100 * math.sqrt(count) + 25
+        spent += 100 * math.sqrt(count) + 20
     return max(count, 1)
 
 
