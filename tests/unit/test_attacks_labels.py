@@ -170,7 +170,7 @@ def test_sign_opt_knows_the_bounds_of_the_box():
     run = drive(ATTACKS["sign_opt"][0], x=black)
     ratios = at_budget(run, 2000) / nearest("l2", helpful)
     assert ratios.min() > 1 - 1e-4 and ratios.max() < 1.05
-    assert np.all(run[0].depth > 0)
+    assert np.all(run[0].own.depth > 0)
 
 
 def test_hop_skip_jump_ends_after_its_iterations():
@@ -181,17 +181,18 @@ def test_hop_skip_jump_ends_after_its_iterations():
         assert np.all((rows == expected).sum(axis=0) >= 1)
 
 
-@pytest.mark.parametrize("shape", [(64,), (4, 4, 4)])
-def test_directions_are_orthonormal_in_a_power_of_two(shape):
-    x = jnp.zeros(shape)
-    chunks = [hard_label.draw_directions(KEY, x, jnp.asarray(start)) for start in (0, 32)]
-    rows = np.concatenate(chunks).reshape(64, 64)
+def draw_directions(size, start=0):
+    return hard_label.directions(hard_label.draw_signs(KEY, size, jnp.asarray(start)))
+
+
+def test_directions_are_orthonormal_in_a_power_of_two():
+    rows = np.concatenate([draw_directions(64, start) for start in (0, 32)])
     np.testing.assert_allclose(rows @ rows.T, np.eye(64), atol=64 * 1e-7)
 
 
 def test_directions_of_other_dimensions_have_length_one_and_no_repetition():
     for size in (1, 5, 48):
-        rows = hard_label.draw_directions(KEY, jnp.zeros(size), jnp.asarray(0))
+        rows = draw_directions(size)
         np.testing.assert_allclose(jnp.sum(rows**2, axis=1), 1, rtol=1e-5)
     assert len(np.unique(rows, axis=0)) == hard_label.NUM_ROWS
     overlap = np.abs(np.asarray(rows @ rows.T) - np.eye(hard_label.NUM_ROWS))
@@ -202,9 +203,8 @@ def test_the_normal_is_the_signed_mean_of_what_was_answered():
     moved = jax.random.normal(KEY, (hard_label.NUM_ROWS, 3))
     hit = jnp.arange(hard_label.NUM_ROWS) % 3 == 0
     answered = jnp.arange(hard_label.NUM_ROWS) < 20
-    sides = hard_label.no_sides(moved[0])
-    for rows in (answered & hit, answered & ~hit):  # in two pieces
-        sides = hard_label.add_sides(sides, moved, hit, rows)
+    origin = jnp.full(3, 0.25)
+    sides = hard_label.sides_of(moved + origin[None], origin, hit, answered)
     signs = np.where(hit, 1.0, -1.0)[:20]
     expected = (signs - signs.mean()) @ np.asarray(moved[:20], np.float64)
     found = np.asarray(hard_label.normal_of(sides), np.float64)

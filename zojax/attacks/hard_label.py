@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zojax.attacks.kernel import Ask, Goal, Norm, distance, is_reached
+from zojax.attacks.kernel import Goal, Norm, is_reached
 from zojax.directions.base import unpack_signs
 from zojax.errors import check_that
 from zojax.types import PRNGKey, Scalar
@@ -66,51 +67,6 @@ def class_examples(inputs: Any, labels: Any) -> Initial:
     return draw
 
 
-class Nearest(NamedTuple):
-    """The nearest adversarial input so far.
-
-    Attributes:
-      point: (...).
-      distance: from the input; infinite before anything was found.
-    """
-
-    point: chex.Array
-    distance: Scalar
-
-
-def keep_nearest(nearest: Nearest, x: chex.Array, ask: Ask, hit: chex.Array, norm: Norm) -> Nearest:
-    """Takes in the answers to one ask.
-
-    Args:
-      nearest: so far.
-      x: the input that is attacked.
-      ask: what was asked.
-      hit: which of its rows are adversarial; none that was not asked.
-      norm: of the distance.
-    """
-    distances = jax.vmap(lambda point: distance(point, x, norm))(ask.points)
-    distances = jnp.where(hit, distances, jnp.inf)
-    row = jnp.argmin(distances)
-    is_nearer = distances[row] < nearest.distance
-    return Nearest(
-        jnp.where(is_nearer, ask.points[row], nearest.point),
-        jnp.where(is_nearer, distances[row], nearest.distance),
-    )
-
-
-def rows_of(points: chex.Array, used: chex.Array | None = None) -> Ask:
-    """An ask about some rows, or about a single point.
-
-    Args:
-      points: (NUM_ROWS, ...), or one point (...) if `used` is None; clipped to [0, 1].
-      used: bool (NUM_ROWS,).
-    """
-    if used is None:
-        points = jnp.broadcast_to(points, (NUM_ROWS, *points.shape))
-        used = jnp.arange(NUM_ROWS) == 0
-    return Ask(jnp.clip(points, 0.0, 1.0), used, jnp.zeros((NUM_ROWS,), bool))
-
-
 def on_path(x: chex.Array, end: chex.Array, fraction: Scalar, norm: Norm) -> chex.Array:
     """The projection of `end` onto the ball around x with that fraction of its distance.
 
@@ -153,38 +109,20 @@ def no_sides(x: chex.Array) -> Sides:
     return Sides(jnp.zeros_like(x), jnp.zeros_like(x), zero, zero)
 
 
-def add_sides(sides: Sides, moved: chex.Array, hit: chex.Array, answered: chex.Array) -> Sides:
-    """Takes in answers; rows without one are dropped.
+def sides_of(
+    points: chex.Array, origin: chex.Array, hit: chex.Array, answered: chex.Array
+) -> Sides:
+    """Sums of what points differ by from the boundary; rows without an answer are dropped.
 
     Args:
-      sides: so far.
-      moved: what the points differ by from the boundary, (NUM_ROWS, ...).
+      points: (NUM_ROWS, d).
+      origin: the point on the boundary, (...).
       hit: which points are adversarial.
       answered: which were asked and answered.
     """
-
-    def total(rows: chex.Array) -> tuple[chex.Array, Scalar]:
-        weights = rows.astype(moved.dtype).reshape(-1, *(1,) * (moved.ndim - 1))
-        return jnp.sum(weights * moved, axis=0), jnp.sum(weights)
-
-    inside, num_inside = total(answered & hit)
-    outside, num_outside = total(answered & ~hit)
-    return Sides(
-        sides.inside + inside,
-        sides.outside + outside,
-        sides.num_inside + num_inside,
-        sides.num_outside + num_outside,
-    )
-
-
-def offsets(points: chex.Array, point: chex.Array) -> chex.Array:
-    """What each row differs by from a point.
-
-    Args:
-      points: (NUM_ROWS, ...).
-      point: (...).
-    """
-    return jax.vmap(lambda row: row - point)(points)
+    weights = jnp.stack([answered & hit, answered & ~hit]).astype(points.dtype)
+    inside, outside = (weights @ (points - origin.ravel()[None])).reshape(2, *origin.shape)
+    return Sides(inside, outside, *jnp.sum(weights, axis=1))
 
 
 def normal_of(sides: Sides) -> chex.Array:
@@ -209,26 +147,41 @@ def unit(x: chex.Array) -> chex.Array:
     return x / jnp.maximum(jnp.sqrt(jnp.sum(x**2)), 1e-30)
 
 
-def draw_directions(key: PRNGKey, x: chex.Array, start: Scalar) -> chex.Array:
-    """Directions `start` ... `start + NUM_ROWS` of an estimate, of length 1, (NUM_ROWS, ...).
+def draw_signs(key: PRNGKey, size: int, start: Scalar) -> chex.Array:
+    """What `directions` makes directions `start` ... `start + NUM_ROWS` of an estimate from.
 
-    Blocks of p sign vectors H D as in `zojax.directions.hadamard`, p the next power of two from
-    the dimension: orthogonal where the dimension is p, nearly so elsewhere. The rows of H are taken
-    in order, which is as good since D is random, and saves sorting p numbers at every ask.
+    Directions come in blocks of p sign vectors H D as in `zojax.directions.hadamard`, p the next
+    power of two from the dimension: orthogonal where the dimension is p, nearly so elsewhere. The
+    rows of H are taken in order, which is as good since D is random, and saves sorting p numbers at
+    every ask. The sign of entry (start + k, j) of H is that of (start, j), which is drawn here
+    together with D, times that of (k, j), which is the same for all.
 
     Args:
       key: of the estimate.
-      x: an input, for the shape.
+      size: the dimension.
       start: a multiple of NUM_ROWS.
+
+    Returns:
+      (blocks, size): the blocks that NUM_ROWS rows meet, one if p is not less than that.
     """
-    padded = 1 << (x.size - 1).bit_length()
-    num_blocks = max(1, NUM_ROWS // padded)  # that NUM_ROWS rows meet: both are powers of two
+    padded = 1 << (size - 1).bit_length()
+    num_blocks = max(1, NUM_ROWS // padded)  # both are powers of two
     block_key = jax.random.fold_in(key, start // padded)
-    words = jax.random.bits(block_key, (num_blocks, -(-x.size // 32)), dtype="uint32")
-    signs = jnp.repeat(unpack_signs(words, x.size), NUM_ROWS // num_blocks, axis=0)
-    rows = (start + jnp.arange(NUM_ROWS)).astype(jnp.uint32) % jnp.uint32(padded)
-    columns = jnp.arange(x.size, dtype=jnp.uint32)
-    shared = jax.vmap(lambda row: row & columns)(rows)
-    odd = jax.lax.population_count(shared) & jnp.uint32(1)
-    entries = (1.0 - 2.0 * odd.astype(x.dtype)) * signs.astype(x.dtype)
-    return (entries * x.size**-0.5).reshape(NUM_ROWS, *x.shape)
+    words = jax.random.bits(block_key, (num_blocks, -(-size // 32)), dtype="uint32")
+    shared = (start % padded).astype(jnp.uint32) & jnp.arange(size, dtype=jnp.uint32)
+    is_odd = (jax.lax.population_count(shared) & jnp.uint32(1)).astype(bool)
+    return unpack_signs(words, size) * jnp.where(is_odd, -1.0, 1.0)[None]
+
+
+def directions(signs: chex.Array) -> chex.Array:
+    """Directions of length 1, (NUM_ROWS, size).
+
+    Args:
+      signs: of `draw_signs`; zeros make zeros.
+    """
+    num_blocks, size = signs.shape
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < NUM_ROWS // num_blocks:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    entries = np.tile(matrix, -(-size // len(matrix)))[:, :size] * np.float32(size**-0.5)
+    return (signs[:, None] * entries[None]).reshape(NUM_ROWS, size)

@@ -4,72 +4,53 @@ import functools
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from zojax.attacks.hard_label import (
     MAX_STARTS,
     NUM_ROWS,
     Initial,
-    Nearest,
-    add_sides,
-    draw_directions,
-    keep_nearest,
-    no_sides,
     noise_image,
     normal_of,
-    offsets,
     on_path,
-    rows_of,
     unit,
 )
-from zojax.attacks.kernel import Ask, Attack, Goal, choose, distance, is_reached
+from zojax.attacks.kernel import Attack, choose, distance
+from zojax.attacks.label_attack import (
+    MOVE,
+    PROBE,
+    START,
+    LabelState,
+    Probes,
+    Told,
+    begin_bisect,
+    enter,
+    halve,
+    has_found,
+    label_attack,
+    middle,
+    phase_key,
+)
 from zojax.errors import check_at_least, check_positive, check_that
-from zojax.types import PRNGKey, Scalar
+from zojax.types import Scalar
 
-_START, _BISECT, _SIGNS, _ARC = range(4)
 _MIN_ANGLE = 1e-3  # radians; a smaller turn would gain less than a millionth of the distance
 _MIN_BETA = 1e-4  # below it, rounding decides about the signs
 _PRECISION = 0.25  # of the search for the boundary, in units of what a probe moves across it
 _MIN_GAIN, _MAX_GAIN = 0.05, 20.0  # of `depth`, in the same unit
 
 
-class SignOptState(NamedTuple):
-    """Where a Sign-OPT attack stands.
+class Line(NamedTuple):
+    """What Sign-OPT keeps from one iteration for the next.
 
     Attributes:
-      x: the input, (...).
-      goal: what counts as success.
-      key: of all random numbers, with `count`.
-      nearest: the nearest adversarial input so far.
-      asked: the points that `ask` names.
-      phase: trying starts, bisecting towards one, probing signs, or searching on the arc.
-      count: starts tried, then estimates made.
-      row: probes made for this estimate.
-      point: from where probes and the arc set out, on the boundary.
-      end: where the bisection comes from, or the sum of signed directions, or the unit vector
-        towards which the arc turns, (...).
-      low: of the bracket: fraction of the way that is not adversarial; angle that is.
-      high: of the bracket: the other end.
       angle: the last turn, where the next search begins.
       beta: length of a probe over the distance.
-      depth: how far beyond `point` the probes lie, over beta distance / sqrt(d).
+      depth: how far beyond the boundary point the probes lie, over beta distance / sqrt(d).
       gain: by how much `depth` moves.
       side: -1 to 1, on which side the last chunk of probes lay; adversarial is negative.
     """
 
-    x: chex.Array
-    goal: Goal
-    key: PRNGKey
-    nearest: Nearest
-    asked: Ask
-    phase: Scalar
-    count: Scalar
-    row: Scalar
-    point: chex.Array
-    end: chex.Array
-    low: Scalar
-    high: Scalar
     angle: Scalar
     beta: Scalar
     depth: Scalar
@@ -126,12 +107,6 @@ def sign_opt(
     check_positive("alpha", alpha)
     check_that("beta", beta, f"in ({_MIN_BETA}, 1)", lambda value: _MIN_BETA < value < 1)
     check_that("initial", initial, "callable", callable)
-    asks = (
-        functools.partial(_ask_start, initial=initial),
-        lambda state: rows_of(on_path(state.x, state.end, _middle(state), "l2")),
-        functools.partial(_ask_signs, num_directions=num_directions),
-        lambda state: rows_of(_on_arc(state)),
-    )
     tells = (
         functools.partial(_tell_start, num_starts=num_starts),
         functools.partial(_tell_bisect, num_starts=num_starts),
@@ -139,167 +114,119 @@ def sign_opt(
         _tell_arc,
     )
 
-    def init(x: chex.Array, goal: Goal, key: PRNGKey) -> SignOptState:
-        zero, one, none = jnp.zeros(()), jnp.ones(()), jnp.zeros((), jnp.int32)
-        nearest = Nearest(x, jnp.full((), jnp.inf))
-        state = SignOptState(
-            *(x, goal, key, nearest, rows_of(x), none, none, none, x, jnp.zeros_like(x)),
-            *(zero, one, jnp.arctan(jnp.asarray(alpha, jnp.float32))),
-            *(jnp.asarray(beta, jnp.float32), zero, one, zero),
-        )
-        return state._replace(asked=asks[_START](state))
+    def own(x: chex.Array) -> Line:
+        del x
+        first = jnp.arctan(jnp.asarray(alpha, jnp.float32))
+        zero, one = jnp.zeros(()), jnp.ones(())
+        return Line(first, jnp.asarray(beta, jnp.float32), zero, one, zero)
 
-    def tell(state: SignOptState, answers: chex.Array) -> SignOptState:
-        hit = is_reached(answers, state.goal) & state.asked.used
-        answered = state.asked.used & (answers >= 0)
-        nearest = keep_nearest(state.nearest, state.x, state.asked, hit, "l2")
-        state = state._replace(nearest=nearest)
-        after = jax.lax.switch(state.phase, tells, state, hit, answered)
-        # Where nothing was answered the same is asked again; starts are plenty.
-        state = choose(jnp.any(answered) | (state.phase == _START), after, state)
-        return state._replace(asked=jax.lax.switch(state.phase, asks, state))
+    def is_done(state: LabelState) -> Scalar:
+        has_failed = (state.count >= MAX_STARTS) & ~has_found(state)
+        return has_failed | (state.own.beta < _MIN_BETA) | (state.nearest.distance == 0)
 
-    def is_done(state: SignOptState) -> Scalar:
-        has_failed = (state.count >= MAX_STARTS) & ~_has_found(state)
-        return has_failed | (state.beta < _MIN_BETA) | (state.nearest.distance == 0)
-
-    return Attack(
-        "Sign-OPT",
-        "labels",
-        init,
-        ask=lambda state: state.asked,
-        tell=tell,
-        best=lambda state: (state.nearest.point, _has_found(state)),
+    return label_attack(
+        *("Sign-OPT", "l2", own),
+        points=(
+            functools.partial(_start, initial=initial),
+            lambda state: on_path(state.x, state.end, middle(state), "l2"),
+            _on_arc,
+        ),
+        probes=functools.partial(_probes, num_directions=num_directions),
+        tells=tells,
         is_done=is_done,
     )
 
 
-def _has_found(state: SignOptState) -> Scalar:
-    return jnp.isfinite(state.nearest.distance)
-
-
-def _middle(state: SignOptState) -> Scalar:
-    return 0.5 * (state.low + state.high)
-
-
-def _key(state: SignOptState, phase: int) -> PRNGKey:
-    return jax.random.fold_in(jax.random.fold_in(state.key, phase), state.count)
-
-
-def _num_probes(state: SignOptState, num_directions: int) -> int:
+def _num_probes(x: chex.Array, num_directions: int) -> int:
     """More than the dimension would be directions asked twice; fewer than a chunk saves nothing."""
-    return min(num_directions, max(state.x.size, NUM_ROWS))
+    return min(num_directions, max(x.size, NUM_ROWS))
 
 
-def _precision(state: SignOptState) -> Scalar:
+def _precision(state: LabelState) -> Scalar:
     """How well the boundary must be known, over the distance."""
-    return _PRECISION * state.beta * state.x.size**-0.5
+    return _PRECISION * state.own.beta * state.x.size**-0.5
 
 
-def _ask_start(state: SignOptState, initial: Initial) -> Ask:
-    start = initial(state.x, state.goal, _key(state, _START))
+def _start(state: LabelState, initial: Initial) -> chex.Array:
+    start = initial(state.x, state.goal, phase_key(state, START))
     length = distance(start, state.x, "l2")
     fraction = state.nearest.distance / jnp.maximum(length, 1e-12)
-    return rows_of(on_path(state.x, start, jnp.minimum(fraction, 1.0), "l2"))
+    return on_path(state.x, start, jnp.minimum(fraction, 1.0), "l2")
 
 
-def _tell_start(
-    state: SignOptState, hit: chex.Array, answered: chex.Array, num_starts: int
-) -> SignOptState:
-    del answered
+def _tell_start(state: LabelState, told: Told, num_starts: int) -> LabelState:
     state = state._replace(count=state.count + 1)
-    bisect = state._replace(
-        phase=jnp.full((), _BISECT, jnp.int32),
-        end=state.asked.points[0],
-        low=jnp.zeros(()),
-        high=jnp.ones(()),
-    )
-    return choose(hit[0], bisect, _next_start(state, num_starts))
+    return choose(told.hit, begin_bisect(state, told), _next_start(state, num_starts))
 
 
-def _tell_bisect(
-    state: SignOptState, hit: chex.Array, answered: chex.Array, num_starts: int
-) -> SignOptState:
-    del answered
-    state = state._replace(
-        low=jnp.where(hit[0], state.low, _middle(state)),
-        high=jnp.where(hit[0], _middle(state), state.high),
-    )
+def _tell_bisect(state: LabelState, told: Told, num_starts: int) -> LabelState:
+    state = halve(state, told.hit)
     is_over = state.high - state.low <= _precision(state)
     return choose(is_over, _next_start(state, num_starts), state)
 
 
-def _next_start(state: SignOptState, num_starts: int) -> SignOptState:
-    has_enough = (state.count >= num_starts) & _has_found(state)
-    again = state._replace(phase=jnp.full((), _START, jnp.int32))
-    return choose(has_enough, _begin_signs(state), again)
+def _next_start(state: LabelState, num_starts: int) -> LabelState:
+    has_enough = (state.count >= num_starts) & has_found(state)
+    return choose(has_enough, _begin_signs(state), enter(state, START))
 
 
-def _begin_signs(state: SignOptState) -> SignOptState:
-    return state._replace(
-        phase=jnp.full((), _SIGNS, jnp.int32),
+def _begin_signs(state: LabelState) -> LabelState:
+    return enter(
+        state,
+        PROBE,
         row=jnp.zeros((), jnp.int32),
         point=state.nearest.point,
         end=jnp.zeros_like(state.x),
     )
 
 
-def _ask_signs(state: SignOptState, num_directions: int) -> Ask:
-    """Probes on the tangent plane of the sphere, `depth` beyond the boundary point.
+def _probes(state: LabelState, num_directions: int) -> Probes:
+    """On the tangent plane of the sphere, `depth` beyond the boundary point.
 
     Their centre keeps the length of a probe's entry away from the bounds of the box, so that
     clipping does not spoil the symmetry of the directions.
     """
-    step = state.beta * distance(state.point, state.x, "l2")
+    step = state.own.beta * distance(state.point, state.x, "l2")
     entry = step * state.x.size**-0.5
     center = jnp.clip(state.point, entry, 1.0 - entry)
     ray = unit(center - state.x)
-    center = center + entry * state.depth * ray
-
-    def probe(move: chex.Array) -> chex.Array:
-        return center + step * (move - jnp.sum(move * ray) * ray)
-
-    moves = draw_directions(_key(state, _SIGNS), state.x, state.row)
-    used = state.row + jnp.arange(NUM_ROWS) < _num_probes(state, num_directions)
-    return rows_of(jax.vmap(probe)(moves), used)
+    center = center + entry * state.own.depth * ray
+    return Probes(center, step, _num_probes(state.x, num_directions), ray)
 
 
-def _tell_signs(
-    state: SignOptState, hit: chex.Array, answered: chex.Array, num_directions: int
-) -> SignOptState:
+def _tell_signs(state: LabelState, told: Told, num_directions: int) -> LabelState:
     """Adds the signed directions of a chunk, signs taken from their mean within the chunk."""
-    moved = offsets(state.asked.points, state.point)
-    chunk = add_sides(no_sides(state.x), moved, hit, answered)
+    chunk, own = told.sides, state.own
     number = jnp.maximum(chunk.num_inside + chunk.num_outside, 1.0)
     weight = chunk.num_inside * chunk.num_outside / number
     side = (chunk.num_outside - chunk.num_inside) / number
     # Grows while all chunks fall on one side, shrinks where the sides alternate.
-    gain = state.gain * jnp.where(side * state.side > 0, 1.3, 0.6)
+    gain = own.gain * jnp.where(side * own.side > 0, 1.3, 0.6)
     gain = jnp.clip(gain, _MIN_GAIN, _MAX_GAIN)
     state = state._replace(
         row=state.row + NUM_ROWS,
         end=state.end + weight * normal_of(chunk),
-        depth=state.depth + gain * side,
-        gain=gain,
-        side=side,
+        own=own._replace(depth=own.depth + gain * side, gain=gain, side=side),
     )
     # A sum of zero, all chunks on one side of the boundary, says nothing.
     after = choose(jnp.any(state.end != 0), _begin_arc(state), _begin_again(state))
-    return choose(state.row >= _num_probes(state, num_directions), after, state)
+    return choose(state.row >= _num_probes(state.x, num_directions), after, state)
 
 
-def _begin_again(state: SignOptState) -> SignOptState:
-    return _begin_signs(state)._replace(count=state.count + 1, beta=0.5 * state.beta)
+def _begin_again(state: LabelState) -> LabelState:
+    own = state.own._replace(beta=0.5 * state.own.beta)
+    return _begin_signs(state)._replace(count=state.count + 1, own=own)
 
 
-def _begin_arc(state: SignOptState) -> SignOptState:
+def _begin_arc(state: LabelState) -> LabelState:
     """Turns to the signed sum, without what points out of the box and what points away from x."""
     total, point = state.end, state.point
     is_blocked = ((point <= 0) & (total < 0)) | ((point >= 1) & (total > 0))
     total = jnp.where(is_blocked, 0.0, total)
     ray = unit(point - state.x)
-    return state._replace(
-        phase=jnp.full((), _ARC, jnp.int32),
+    return enter(
+        state,
+        MOVE,
         count=state.count + 1,
         end=unit(total - jnp.sum(total * ray) * ray),
         low=jnp.zeros(()),
@@ -307,14 +234,14 @@ def _begin_arc(state: SignOptState) -> SignOptState:
     )
 
 
-def _next_angle(state: SignOptState) -> Scalar:
+def _next_angle(state: LabelState) -> Scalar:
     """Doubles until a turn is too far, then bisects."""
-    doubled = jnp.where(state.low > 0, 2 * state.low, state.angle)
+    doubled = jnp.where(state.low > 0, 2 * state.low, state.own.angle)
     is_bracketed = state.high < jnp.pi / 2
-    return jnp.where(is_bracketed, _middle(state), jnp.minimum(doubled, _middle(state)))
+    return jnp.where(is_bracketed, middle(state), jnp.minimum(doubled, middle(state)))
 
 
-def _on_arc(state: SignOptState) -> chex.Array:
+def _on_arc(state: LabelState) -> chex.Array:
     angle = _next_angle(state)
     radius = distance(state.point, state.x, "l2")
     ray = unit(state.point - state.x)
@@ -322,18 +249,17 @@ def _on_arc(state: SignOptState) -> chex.Array:
     return state.x + radius * jnp.cos(angle) * turned
 
 
-def _tell_arc(state: SignOptState, hit: chex.Array, answered: chex.Array) -> SignOptState:
-    del answered
+def _tell_arc(state: LabelState, told: Told) -> LabelState:
     angle = _next_angle(state)
     state = state._replace(
-        low=jnp.where(hit[0], angle, state.low), high=jnp.where(hit[0], state.high, angle)
+        low=jnp.where(told.hit, angle, state.low), high=jnp.where(told.hit, state.high, angle)
     )
     has_turned = state.low > 0
     # Near the boundary, an error of the angle is one of the distance times its sine.
     error = (state.high - state.low) * jnp.sin(state.low)
     is_over = jnp.where(has_turned, error <= _precision(state), state.high < _MIN_ANGLE)
-    after = _begin_signs(state)._replace(
-        angle=jnp.where(has_turned, state.low, state.angle),
-        beta=jnp.where(has_turned, state.beta, 0.5 * state.beta),
+    own = state.own._replace(
+        angle=jnp.where(has_turned, state.low, state.own.angle),
+        beta=jnp.where(has_turned, state.own.beta, 0.5 * state.own.beta),
     )
-    return choose(is_over, after, state)
+    return choose(is_over, _begin_signs(state)._replace(own=own), state)
