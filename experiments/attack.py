@@ -139,7 +139,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "zoo": {
         "budget": None,
-        "eps_l2": 1.5,
         "attacks": (
             "zoo_adam",
             "zoo_newton",
@@ -213,8 +212,8 @@ def run_experiment(config: Config) -> RunDirectory:
     except (AttackInterrupted, OracleError) as error:
         cause = error.__cause__ if isinstance(error, AttackInterrupted) else error
         if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{error}; {advice}") from None
-        raise UserError(f"{error}; what was found is kept, {advice}") from error
+            raise KeyboardInterrupt(advice) from None
+        raise UserError(f"{cause}; finished images are kept, {advice}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(advice) from None
     outputs.finish()

@@ -63,12 +63,16 @@ def success(path: Path, records: Mapping[str, Record], task: Task, title: str) -
 def distortion(path: Path, rows: Sequence[Row], title: str) -> None:
     """Draws the median distortion with its quartiles at milestones, a panel per norm.
 
+    Draws nothing if no attack found inputs for half of the images.
+
     Args:
         path: The PNG to write.
         rows: Of attacks that minimise the distortion, a white-box one among them perhaps.
         title: Above the figure.
     """
-    moving = [row for row in rows if row["at_milestones"]]
+    moving = [row for row in rows if any(np.isfinite(p["median"]) for p in row["at_milestones"])]
+    if not moving:
+        return
     norms = [norm for norm in ("l2", "linf") if any(row["norm"] == norm for row in moving)]
     figure, axes = _subplots(1, len(norms), (5.0 * len(norms) + 2.5, 4.2))
     colors = dict(zip((row["attack"] for row in moving), _cycle(len(moving)), strict=True))
@@ -189,6 +193,7 @@ def _log_counts(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis.get_xlim()[1] < 2e4 else (1,)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2_000 * low else (1,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.xaxis.set_minor_locator(NullLocator())

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib import attack_figures, attack_report
+from experiments.lib import attack_figures, attack_report, attack_tables
 from experiments.lib.attack_oracles import build_oracle
-from experiments.lib.attack_report import HEAD, UNIVERSAL_HEAD
 from experiments.lib.attack_runs import Task
 from experiments.lib.attack_store import Record
+from experiments.lib.attack_suite import SUITE, UNIVERSAL
+from experiments.lib.attack_tables import HEAD, UNIVERSAL_HEAD
 from experiments.lib.attack_universal import UniversalRecord
 from experiments.lib.runs import RunDirectory
 from zojax.blackbox import OracleError
@@ -83,10 +84,10 @@ class Outputs:
         self._write()
         rows, universal = self._rows()
         if rows:
-            attack_report.show(HEAD, [attack_report.cells_of(row) for row in rows])
+            attack_tables.show(HEAD, [attack_tables.cells_of(row) for row in rows])
         if universal:
-            attack_report.show(
-                UNIVERSAL_HEAD, [attack_report.universal_cells(row) for row in universal]
+            attack_tables.show(
+                UNIVERSAL_HEAD, [attack_tables.universal_cells(row) for row in universal]
             )
         print(self._notes(rows, universal).replace("\\*", "*"))
         print(
@@ -101,7 +102,10 @@ class Outputs:
         if victim is not None:
             model = f"{config.dataset} {victim.name}, test accuracy {victim.test_accuracy:.1%}"
         kind = "targeted" if config.targeted else "untargeted"
-        return f"{model}; {kind}, linf {config.eps:g}, l2 {config.eps_l2:g}"
+        norms = {SUITE[name].norm for name in config.attacks if name not in UNIVERSAL}
+        radii = {"linf": config.eps, "l2": config.eps_l2}
+        parts = [f"{norm} {radius:g}" for norm, radius in radii.items() if norm in norms]
+        return f"{model}; {', '.join([kind, *parts])}"
 
     def _rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rows = [attack_report.row_of(name, self._task, r) for name, r in self._records.items()]
@@ -112,7 +116,7 @@ class Outputs:
         return rows, universal
 
     def _notes(self, rows: list[dict[str, Any]], universal: list[dict[str, Any]]) -> str:
-        text = attack_report.notes(rows, universal)
+        text = attack_tables.notes(rows, universal)
         if self._example_queries:
             text += f"\n\nThe figure of examples cost {self._example_queries} queries besides."
         return text
@@ -132,14 +136,14 @@ class Outputs:
         )
         parts = [self._title() + "\n"]
         if rows:
-            cells = [attack_report.cells_of(row) for row in rows]
-            parts.append(attack_report.markdown(HEAD, cells))
-        milestones = attack_report.milestone_table(rows) if self._config.milestones else []
+            cells = [attack_tables.cells_of(row) for row in rows]
+            parts.append(attack_tables.markdown(HEAD, cells))
+        milestones = attack_tables.milestone_table(rows) if self._config.milestones else []
         if milestones:
-            parts.append(attack_report.markdown(milestones[0], milestones[1:]))
+            parts.append(attack_tables.markdown(milestones[0], milestones[1:]))
         if universal:
-            cells = [attack_report.universal_cells(row) for row in universal]
-            parts.append(attack_report.markdown(UNIVERSAL_HEAD, cells))
+            cells = [attack_tables.universal_cells(row) for row in universal]
+            parts.append(attack_tables.markdown(UNIVERSAL_HEAD, cells))
         parts.append(self._notes(rows, universal) + "\n")
         (self._run.path / "table.md").write_text("\n".join(parts))
 
@@ -149,8 +153,7 @@ class Outputs:
         if any(not row["is_white_box"] for row in rows):
             path = folder / "success_vs_queries.png"
             attack_figures.success(path, self._records, self._task, title)
-        if any(row["at_milestones"] for row in rows):
-            attack_figures.distortion(folder / "distortion_vs_queries.png", rows, title)
+        attack_figures.distortion(folder / "distortion_vs_queries.png", rows, title)
         if attack_figures.as_image(self._task.images[:1]) is None:
             return
         if self._records:

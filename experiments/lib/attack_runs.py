@@ -51,12 +51,12 @@ class Task(NamedTuple):
 class Ticker:
     """What the user sees while an attack runs: a live line on a terminal, else plain ones."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int | None = None) -> None:
         """Starts the clock.
 
         Args:
             name: Of the attack.
-            total: Images under attack.
+            total: Images under attack; None where they are attacked as one.
         """
         self._name = name
         self._total = total
@@ -74,10 +74,8 @@ class Ticker:
             rows: Queries so far.
         """
         now = time.perf_counter()
-        line = (
-            f"{self._name}: {finished}/{self._total} images finished, {rows:,} queries, "
-            f"{now - self._start:.0f} s"
-        )
+        done = "" if self._total is None else f"{finished}/{self._total} images finished, "
+        line = f"{self._name}: {done}{rows:,} queries, {now - self._start:.0f} s"
         if self._status is not None:
             self._status.update(line)
         elif now - self._last > _LINE_EVERY:

@@ -12,6 +12,7 @@ from experiments.lib.attack_oracles import Timed, build_oracle
 from experiments.lib.attack_runs import Task, Ticker
 from zojax import attacks
 from zojax.attacks import Universal
+from zojax.blackbox import OracleError
 
 NUM_IMAGES = 10
 NUM_UNSEEN = 200
@@ -35,6 +36,7 @@ class UniversalRecord(NamedTuple):
         unseen_queries: Rows sent to find out.
         seconds: Of the attack, with compilation and oracle.
         oracle_seconds: Within the attacked function.
+        lost_queries: Rows sent by attempts that were interrupted.
     """
 
     perturbation: np.ndarray
@@ -49,6 +51,7 @@ class UniversalRecord(NamedTuple):
     unseen_queries: int
     seconds: float
     oracle_seconds: float
+    lost_queries: int
 
 
 def image_sets(labels: np.ndarray, label: int) -> dict[str, np.ndarray]:
@@ -76,7 +79,7 @@ def run(
         path: The record's file.
 
     Raises:
-        OracleError: If the oracle raises; nothing is kept.
+        OracleError: If the oracle raises; nothing is kept but the number of queries.
     """
     stored = attack_store.load(path)
     if stored is not None:
@@ -88,14 +91,21 @@ def run(
     timed, began = Timed(task.function), time.perf_counter()
     oracle = build_oracle(timed, task.limits, task.budget)
     chosen = slice(NUM_IMAGES)
-    ticker = Ticker(name, 1)
+    ticker = Ticker(name)
     timed.listener = lambda: ticker(0, timed.rows)
+    lost_path = path.with_suffix(".lost.npz")
+    lost = int((attack_store.load(lost_path) or {"queries": 0})["queries"])
+    rest = slice(NUM_IMAGES, None)
     try:
         found = _attack(name, oracle, images[chosen], labels[chosen], target, task)
+        seconds = time.perf_counter() - began
+        share, count, asked = _on_unseen(task, found, images[rest], labels[rest], target)
+    except (OracleError, KeyboardInterrupt):
+        attack_store.save(lost_path, queries=lost + timed.rows)
+        raise
     finally:
         ticker.stop()
-    seconds, counts = time.perf_counter() - began, oracle.counts
-    share, count, asked = _on_unseen(task, found, images[NUM_IMAGES:], labels[NUM_IMAGES:], target)
+    counts = oracle.counts
     record = UniversalRecord(
         *found,
         images=images[chosen],
@@ -106,6 +116,7 @@ def run(
         unseen_queries=asked,
         seconds=seconds,
         oracle_seconds=timed.seconds,
+        lost_queries=lost,
     )
     attack_store.save(path, **record._asdict())
     return record

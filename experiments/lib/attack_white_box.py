@@ -16,7 +16,7 @@ from zojax.attacks import Goal, Results, margin
 
 NUM_STEPS = 1000
 NUM_SEARCHES = 9
-LEARNING_RATES = (0.01, 0.03, 0.1)
+LEARNING_RATES = (0.003, 0.01, 0.03)
 _INITIAL_C = 1.0
 
 

@@ -30,10 +30,11 @@ class Model:
     def __init__(self):
         self.rows = 0
         self.last = np.inf
+        self.error = ConnectionError("service away")
 
     def predict(self, batch):
         if self.rows + len(batch) > self.last:
-            raise ConnectionError("service away")
+            raise self.error
         self.rows += len(batch)
         return (batch.reshape(len(batch), -1) - 0.5) @ WEIGHTS
 
@@ -90,7 +91,7 @@ def test_a_short_run_writes_everything(tmp_path, monkeypatch, capsys, model):
     assert known == sorted(known, reverse=True)
 
     table = (folder / "table.md").read_text()
-    assert "| sign_hunter | linf | 100 % | 100 % |" in table
+    assert "| sign_hunter | linf | 100 % | 3.0 (3) | 100 % |" in table
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"success_vs_queries.png", "distortion_vs_queries.png", "examples.png"}
     assert all(path.stat().st_size > 5_000 for path in (folder / "figures").iterdir())
@@ -114,6 +115,12 @@ def test_an_interrupted_run_goes_on_with_what_is_not_finished(tmp_path, monkeypa
     (tmp_path / "images.npz").unlink()  # the run has kept them
     with pytest.raises(UserError, match="budget was 40 and is now 50"):
         run(tmp_path, monkeypatch, "--resume", folder, "--budget", 50)
+    model.last, model.error = model.rows + 20, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        run(tmp_path, monkeypatch, "--resume", folder)
+    half = attack_store.load_record(folder / "attacks" / "hop_skip_jump_linf.npz")
+    assert half.lost_queries == lost
+    lost += int(half.results.queries[half.unfinished].sum())
     model.last, before = np.inf, model.rows
     run(tmp_path, monkeypatch, "--resume", folder)
     summary = json.loads((folder / "summary.json").read_text())
