@@ -14,6 +14,7 @@ from experiments.lib.figures import _INK, _plain_log_axis, _save, _style, _subpl
 
 _COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "#1b1b1b", "#b8860b", "#004d40")
 _GREY = "#777777"
+_TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 
 def success(path: Path, records: Mapping[str, Record], task: Task, title: str) -> None:
@@ -74,6 +75,8 @@ def distortion(path: Path, rows: Sequence[Row], title: str) -> None:
     if not moving:
         return
     norms = [norm for norm in ("l2", "linf") if any(row["norm"] == norm for row in moving)]
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _subplots(1, len(norms), (5.0 * len(norms) + 2.5, 4.2))
     colors = dict(zip((row["attack"] for row in moving), _cycle(len(moving)), strict=True))
     for axis, norm in zip(axes.flat, norms, strict=True):
@@ -94,6 +97,7 @@ def distortion(path: Path, rows: Sequence[Row], title: str) -> None:
         _style(axis)
         _log_counts(axis)
         _plain_log_axis(axis, "y")
+        axis.yaxis.set_major_locator(LogLocator(subs=_TICKS))  # seldom more than a decade
         axis.set_xlabel("queries per image", color=_INK)
         axis.set_ylabel(f"{norm} distortion, median and quartiles", color=_INK)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)

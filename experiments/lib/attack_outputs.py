@@ -104,7 +104,7 @@ class Outputs:
         kind = "targeted" if config.targeted else "untargeted"
         norms = {SUITE[name].norm for name in config.attacks if name not in UNIVERSAL}
         radii = {"linf": config.eps, "l2": config.eps_l2}
-        parts = [f"{norm} {radius:g}" for norm, radius in radii.items() if norm in norms]
+        parts = [f"within {norm} {radius:g}" for norm, radius in radii.items() if norm in norms]
         return f"{model}; {', '.join([kind, *parts])}"
 
     def _rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
