@@ -109,7 +109,7 @@ def task_of(problem: Problem, victim: Victim | None) -> Task:
         limits=_limits(config, None if victim is None else victim.num_classes),
         budget=config.budget,
         milestones=_milestones(config),
-        setting=Setting(config.eps, config.eps_l2, images.shape[1:], initial),
+        setting=Setting(config.eps, config.eps_l2, images.shape[1:], initial, config.budget),
         seed=config.seed,
         victim=victim,
     )

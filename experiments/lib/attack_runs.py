@@ -14,8 +14,7 @@ from experiments.lib.attack_store import Record
 from experiments.lib.attack_suite import SUITE, WHITE_BOX, Setting
 from experiments.lib.attack_victims import Victim
 from zojax import attacks
-from zojax.attacks import AttackInterrupted, Results
-from zojax.blackbox import Oracle
+from zojax.attacks import AttackInterrupted
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal
 
@@ -134,7 +133,6 @@ def _attempt(name: str, task: Task, places: np.ndarray) -> Record:
     oracle = build_oracle(timed, task.limits, task.budget)
     targets = None if task.targets is None else task.targets[places]
     ticker, began = Ticker(name, len(places)), time.perf_counter()
-    last_step = _LastStep(oracle, ticker, len(places))
     key = jax.random.key(task.seed)
     try:
         results = attacks.run(
@@ -145,40 +143,12 @@ def _attempt(name: str, task: Task, places: np.ndarray) -> Record:
             key,
             targets=targets,
             milestones=task.milestones,
-            progress=last_step,
+            progress=ticker,
         )
     except AttackInterrupted as error:
-        unfinished = _unfinished(error.results, SUITE[name].minimises, last_step.took_part)
         seconds = time.perf_counter() - began
-        record = Record(error.results, unfinished, seconds, timed.seconds)
+        record = Record(error.results, ~error.results.finished, seconds, timed.seconds)
         raise _InterruptedError(record, error) from error
     finally:
         ticker.stop()
     return Record(results, np.zeros(len(places), bool), time.perf_counter() - began, timed.seconds)
-
-
-class _LastStep:
-    """Remembers which images took part in the last whole step."""
-
-    def __init__(self, oracle: Oracle, ticker: Ticker, num_images: int) -> None:
-        self._oracle = oracle
-        self._ticker = ticker
-        self._total = np.zeros(num_images, np.int64)
-        self.took_part = np.ones(num_images, bool)
-
-    def __call__(self, finished: int, rows: int) -> None:
-        total = np.zeros_like(self._total)
-        counts = self._oracle.counts.total
-        total[: len(counts)] = counts
-        self.took_part, self._total = total > self._total, total
-        self._ticker(finished, rows)
-
-
-def _unfinished(results: Results, minimises: bool, took_part: np.ndarray) -> np.ndarray:
-    """Which images are to be attacked again, bool (b,).
-
-    The results of an interrupted attack do not say whether the search for a nearer adversarial
-    input was over. It was for images that had left before the last step.
-    """
-    waiting = results.status == "interrupted"
-    return waiting | (results.success & took_part) if minimises else waiting

@@ -47,12 +47,14 @@ class Setting(NamedTuple):
         image_shape: (h, w) or (h, w, channels) where there are images, else another.
         initial: starts of hard-label attacks, such as `zojax.attacks.class_examples(...)`; None for
             noise.
+        budget: queries per image; None for no bound.
     """
 
     eps: float
     eps_l2: float
     image_shape: tuple[int, ...]
     initial: Initial | None
+    budget: int | None
 
 
 class Entry(NamedTuple):
@@ -83,11 +85,21 @@ def latent(setting: Setting) -> attacks.Latent:
     return attacks.upsampled((max(height // 2, 1), max(width // 2, 1)))
 
 
-def _ball(factory: Callable[..., Attack], norm: Literal["linf", "l2"], **more: Any) -> Entry:
+def _ball(factory: Callable[..., Attack], norm: Literal["linf", "l2"]) -> Entry:
     def build(setting: Setting) -> Attack:
-        return factory(setting.eps if norm == "linf" else setting.eps_l2, norm, **more)
+        return factory(setting.eps if norm == "linf" else setting.eps_l2, norm)
 
-    return Entry(norm, build, needs_image=factory is attacks.square)
+    return Entry(norm, build)
+
+
+def _square(norm: Literal["linf", "l2"]) -> Entry:
+    """Its squares shrink as the budget is spent."""
+
+    def build(setting: Setting) -> Attack:
+        epsilon = setting.eps if norm == "linf" else setting.eps_l2
+        return attacks.square(epsilon, norm, num_steps=setting.budget or 10_000)
+
+    return Entry(norm, build, needs_image=True)
 
 
 def _zoo(factory: Callable[..., Attack], is_latent: bool, learning_rate: float) -> Entry:
@@ -117,7 +129,6 @@ def _nes_latent(setting: Setting) -> Attack:
 
 _IN_A_BALL: dict[str, Callable[..., Attack]] = {
     "sign_hunter": attacks.sign_hunter,
-    "square": attacks.square,
     "simba": attacks.simba,
     "nes": attacks.nes,
     "zo_sign_sgd": attacks.zo_sign_sgd,
@@ -128,6 +139,8 @@ UNIVERSAL = ("universal_adamm", "universal_svrg")
 SUITE: dict[str, Entry] = {
     **{name: _ball(factory, "linf") for name, factory in _IN_A_BALL.items()},
     **{f"{name}_l2": _ball(factory, "l2") for name, factory in _IN_A_BALL.items()},
+    "square": _square("linf"),
+    "square_l2": _square("l2"),
     "nes_latent": Entry("linf", _nes_latent, needs_image=True),
     "zoo_adam": _zoo(attacks.zoo_adam, False, _ADAM_RATE),
     "zoo_newton": _zoo(attacks.zoo_newton, False, _NEWTON_RATE),
@@ -138,4 +151,4 @@ SUITE: dict[str, Entry] = {
     "sign_opt": _hard_label("l2", lambda s: attacks.sign_opt(**_start(s))),
     **{name: Entry("l2", None, minimises=True) for name in (*UNIVERSAL, WHITE_BOX)},
 }
-"""Every attack, with the defaults of `zojax.attacks` except for ZOO, which is made shorter."""
+"""Every attack, with the defaults of `zojax.attacks` but for ZOO, which is shorter, and Square."""

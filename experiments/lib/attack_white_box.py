@@ -125,6 +125,7 @@ def _results(
         adversarial=adversarial.astype(np.float32),
         success=success,
         status=np.where(is_already, "already", np.where(success, "success", "failed")),
+        finished=np.ones(len(is_already), bool),
         loss_queries=none,
         check_queries=none,
         queries_to_success=np.where(success, 0, -1),

@@ -182,7 +182,7 @@ def test_bad_images(tmp_path, monkeypatch, model, content, message):
 
 def test_a_function_of_the_wrong_shape_is_named_by_the_oracle(tmp_path, monkeypatch, model):
     options = [*options_for(tmp_path), "--oracle", f"{MODULE}:flat", "--attacks", "sign_hunter"]
-    with pytest.raises(UserError, match=r"must return scores of shape \(3, classes\)"):
+    with pytest.raises(UserError, match=r"must return scores of shape \(3, at least 2\)"):
         run(tmp_path, monkeypatch, *options)
 
 

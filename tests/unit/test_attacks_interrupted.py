@@ -28,6 +28,7 @@ def test_an_interruption_keeps_what_was_found(spoil, cause):
     assert isinstance(caught.value.__cause__, cause)
     results = caught.value.results
     np.testing.assert_array_equal(results.status, ["success", "success", "already", "interrupted"])
+    np.testing.assert_array_equal(results.finished, [True, True, True, False])
     np.testing.assert_array_equal(results.queries_to_success, [3, 5, -1, -1])
     np.testing.assert_array_equal(results.queries, [3, 5, 1, 6])
     assert results.queries.sum() == len(victim.rows)
@@ -39,6 +40,7 @@ def test_an_interruption_keeps_what_is_still_being_improved():
         run([2, 9], attack=MINIMISING, victim=victim)
     results = caught.value.results
     np.testing.assert_array_equal(results.status, ["success", "interrupted"])
+    assert not results.finished.any()
     np.testing.assert_allclose(results.linf, [2 * RISE, np.nan])
     np.testing.assert_array_equal(results.adversarial, inputs([0, 9]) + [[0, 2 * RISE], [0, 0]])
 

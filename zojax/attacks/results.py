@@ -21,6 +21,8 @@ class Results(NamedTuple):
         "already": the input itself fulfils the goal, which cost one query;
         "oracle_failed": no answer at all in three consecutive steps;
         "interrupted": only within `AttackInterrupted`: neither found nor finished.
+      finished: whether the attack was over, bool (b,); False only within `AttackInterrupted`, there
+        also for samples with a success that was still being improved.
       loss_queries: int64 (b,).
       check_queries: those that only checked for success, the one for the input included.
       queries_to_success: all queries up to the end of the step that found the first adversarial
@@ -35,6 +37,7 @@ class Results(NamedTuple):
     adversarial: np.ndarray
     success: np.ndarray
     status: np.ndarray
+    finished: np.ndarray
     loss_queries: np.ndarray
     check_queries: np.ndarray
     queries_to_success: np.ndarray
@@ -83,6 +86,7 @@ class Records:
         self.adversarial = x.copy()
         self.status = np.full(size, "interrupted", dtype="<U13")
         self.found = np.zeros(size, bool)
+        self._finished = np.zeros(size, bool)
         self._to_success = np.full(size, -1, np.int64)
         self._distances = np.full((2, size), np.nan)
         self._distances_at = np.full((2, len(milestones), size), np.nan)
@@ -123,6 +127,7 @@ class Records:
           best: their adversarial inputs where found, (n, ...); None if none can have been found.
         """
         self.status[samples] = status
+        self._finished[samples] = status != "interrupted"
         if best is not None:
             found = self.found[samples]
             self.status[samples[found]] = "success"
@@ -135,6 +140,7 @@ class Records:
           samples: which, int (n,).
         """
         self.status[samples] = "already"
+        self._finished[samples] = True
         self._distances[:, samples] = 0
         self._distances_at[:, :, samples] = 0
 
@@ -149,6 +155,7 @@ class Records:
             adversarial=self.adversarial.copy(),
             success=self.status == "success",
             status=self.status.copy(),
+            finished=self._finished.copy(),
             loss_queries=loss,
             check_queries=check,
             queries_to_success=self._to_success.copy(),
