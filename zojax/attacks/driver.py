@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zojax.attacks.inputs import PATIENCE, ask_labels, read_classes, read_inputs
 from zojax.attacks.kernel import Ask, Attack, Goal, distance, is_reached
 from zojax.attacks.results import AttackInterrupted, Records, Results
 from zojax.blackbox import Oracle, OracleError
 from zojax.blackbox.ledger import Purpose
-from zojax.errors import check_at_least, check_instance, check_that
+from zojax.errors import check_at_least, check_instance
 from zojax.keys import check_key
 from zojax.types import PRNGKey, Scalar, State
 
-_PATIENCE = 3  # consecutive steps without any answer after which a sample is given up
 _SMALLEST = 8  # slots at least, so that the last few samples share one compiled program
 
 
@@ -149,19 +149,65 @@ def run(
         check_at_least("max_steps", max_steps, 1)
     for milestone in milestones:
         check_at_least("milestones", milestone, 1)
-    loop = _Run(attack, oracle, inputs, goal, milestones)
+    return pursue(
+        attack,
+        oracle,
+        inputs,
+        goal,
+        key,
+        samples=np.arange(len(inputs)),
+        first=inputs,
+        max_steps=max_steps,
+        milestones=milestones,
+        progress=progress,
+    )
+
+
+def pursue(
+    attack: Attack,
+    oracle: Oracle,
+    x: np.ndarray,
+    goal: Goal,
+    key: PRNGKey,
+    *,
+    samples: np.ndarray,
+    first: np.ndarray | None,
+    reserve: int = 0,
+    max_steps: int | None = None,
+    milestones: tuple[int, ...] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Results:
+    """What `run` does with arguments that are known to be right; explanations use it too.
+
+    Args:
+      attack: as in `run`.
+      oracle: as in `run`.
+      x: float32 (b, ...).
+      goal: one entry per sample.
+      key: as in `run`.
+      samples: which to pursue, increasing; the others cost nothing and stay "interrupted".
+      first: where the goal may be reached already, (b, ...), one query each; None: nowhere.
+      reserve: queries of each sample's budget to be left unspent.
+      max_steps: as in `run`.
+      milestones: as in `run`.
+      progress: as in `run`.
+
+    Raises:
+      AttackInterrupted: as `run`.
+    """
+    loop = _Run(attack, oracle, x, goal, milestones, reserve)
     try:
-        loop.start(loop.check_inputs(), key)
+        loop.start(samples if first is None else loop.check(first, samples), key)
         while loop.active.samples.size:
             loop.step(max_steps)
             if progress is not None:
-                finished = len(inputs) - loop.active.samples.size
+                finished = len(samples) - loop.active.samples.size
                 progress(finished, loop.records.num_queries())
     except (OracleError, KeyboardInterrupt) as error:
         loop.leave(np.ones(loop.active.samples.size, bool), "interrupted")
         results = loop.records.results()
-        unfinished = int(np.sum(results.status == "interrupted"))
-        remark = f"{unfinished} of {len(inputs)} samples without a result"
+        unfinished = int(np.sum(results.status[samples] == "interrupted"))
+        remark = f"{unfinished} of {len(samples)} samples without a result"
         raise AttackInterrupted(results, remark, error) from error
     return loop.records.results()
 
@@ -176,11 +222,13 @@ class _Run:
         x: np.ndarray,
         goal: Goal,
         milestones: tuple[int, ...],
+        reserve: int,
     ) -> None:
         self.attack = attack
         self.oracle = oracle
         self.x = x
         self.goal = goal
+        self.reserve = reserve
         self.records = Records(x, oracle, milestones)
         self.programs = _compile(attack)
         nobody = np.zeros(0, np.int64)
@@ -188,24 +236,23 @@ class _Run:
         self.num_steps = 0
         self.num_silent = np.zeros(len(x), np.int64)
 
-    def check_inputs(self) -> np.ndarray:
-        """Asks for the labels of the inputs, again where there is no answer.
+    def check(self, points: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Finds out where the goal is reached already.
+
+        Args:
+          points: (b, ...).
+          samples: which to ask about, (n,).
 
         Returns:
           The samples to attack, increasing.
         """
-        pending = np.arange(len(self.x))
-        labels = np.full(len(self.x), -1, np.int64)
-        for _ in range(_PATIENCE):
-            affordable = self.oracle.remaining(pending) > 0
-            self.records.finish(pending[~affordable], "budget")
-            pending = pending[affordable]
-            labels[pending] = self.oracle.labels(self.x[pending], pending, purpose="check")
-            pending = pending[labels[pending] < 0]
-        self.records.finish(pending, "oracle_failed")
-        already = np.asarray(is_reached(labels, self.goal))
-        self.records.finish_already(np.flatnonzero(already))
-        return np.flatnonzero((labels >= 0) & ~already)
+        labels, is_covered = ask_labels(self.oracle, points, samples, self.reserve)
+        already = np.asarray(is_reached(labels, Goal(*(part[samples] for part in self.goal))))
+        is_known = labels >= 0
+        self.records.finish(samples[~is_covered], "budget")
+        self.records.finish(samples[is_covered & ~is_known], "oracle_failed")
+        self.records.finish_already(samples[already])
+        return samples[is_known & ~already]
 
     def start(self, samples: np.ndarray, key: PRNGKey) -> None:
         """Puts samples into slots.
@@ -235,7 +282,8 @@ class _Run:
             return
         self.num_steps += 1
         cost = self.active.view.ask.used[self.active.places].sum(axis=1)
-        self.leave(cost > self.oracle.remaining(self.active.samples), "budget")
+        left = self.oracle.remaining(self.active.samples) - self.reserve
+        self.leave(cost > left, "budget")
         samples, places, slots, view = self.active
         if not samples.size:
             return
@@ -248,7 +296,7 @@ class _Run:
         self.num_silent[samples[was_asked & ~was_answered]] += 1
         self.num_silent[samples[was_answered]] = 0
         self._leave_done()
-        self.leave(self.num_silent[self.active.samples] >= _PATIENCE, "oracle_failed")
+        self.leave(self.num_silent[self.active.samples] >= PATIENCE, "oracle_failed")
         self._compact()
 
     def _ask(
@@ -327,26 +375,9 @@ def _read(
     check_instance("oracle", oracle, Oracle, "made by zojax.blackbox.score_oracle or label_oracle")
     if attack.answers == "scores" and oracle.kind == "labels":
         raise ValueError(f"{attack.name} needs scores, but this oracle answers labels only")
-    inputs = np.asarray(x, np.float32)
-    check_that("x", inputs.shape, "a batch, of shape (b, ...)", lambda shape: len(shape) > 1)
-    if not np.all((inputs >= 0) & (inputs <= 1)):
-        raise ValueError(
-            f"x must be finite and within [0, 1], got values from {inputs.min()} to {inputs.max()}"
-        )
-    truth = _read_classes("labels", labels, oracle, len(inputs))
+    inputs = read_inputs(x)
+    truth = read_classes("labels", labels, oracle, len(inputs))
     if targets is None:
         return inputs, Goal(truth, np.zeros(len(inputs), bool))
-    goals = _read_classes("targets", targets, oracle, len(inputs))
+    goals = read_classes("targets", targets, oracle, len(inputs))
     return inputs, Goal(goals, np.ones(len(inputs), bool))
-
-
-def _read_classes(name: str, values: Any, oracle: Oracle, size: int) -> np.ndarray:
-    classes = np.asarray(values)
-    is_integer = np.issubdtype(classes.dtype, np.integer) or classes.size == 0
-    if classes.shape != (size,) or not is_integer or classes.min(initial=0) < 0:
-        raise ValueError(f"{name} must be integers >= 0 of shape ({size},), got {values!r}")
-    if oracle.num_classes is not None and classes.max(initial=0) >= oracle.num_classes:
-        raise ValueError(
-            f"{name} must be below {oracle.num_classes}, the number of classes, got {classes.max()}"
-        )
-    return classes.astype(np.int32)
