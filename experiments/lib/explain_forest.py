@@ -78,7 +78,9 @@ def run(num_rows: int, budget: int, seed: int) -> dict[str, Any]:
     """
     patients = load(seed)
     est = finite_difference(directions=gaussian(), stencil=central, num_directions=32, sigma=SIGMA)
-    explainer = explain.pertinent_negative(est, beta=1.0, kappa=0.1, num_steps=40, num_searches=4)
+    explainer = explain.pertinent_negative(
+        est, c=100.0, beta=10.0, kappa=0.1, num_steps=40, num_searches=4
+    )
     x = np.clip((patients.rows - patients.low) / (patients.high - patients.low), 0, 1)
     x = x[:num_rows].astype(np.float32)
     found = []
