@@ -143,11 +143,14 @@ def read_task(config: Config) -> Task:
     if dataset.note:
         print(f"NOTE: {dataset.note}", flush=True)
     split = attack_oracles.load_images(config.images) if config.images else dataset.test
-    shape = dataset.test.images.shape[1:]
-    if config.images and function is None and split.images.shape[1:] != shape:
+    needed = dataset.test.images.shape[1:]
+    shape = split.images.shape[1:]
+    if len(shape) != 3 or shape[2] != 1:
+        raise UserError(f"--images {config.images}: need shape (n, height, width, 1), got {shape}")
+    if shape != needed and (function is None or "latent" in config.studies):
         raise UserError(
-            f"--images {config.images}: a victim of {dataset.name} takes images of shape {shape}, "
-            f"got {split.images.shape[1:]}; name a model of your own with --oracle"
+            f"--images {config.images}: what is trained on {dataset.name} takes images of shape "
+            f"{needed}, got {shape}; name a model of your own with --oracle, without latent"
         )
     if config.num_images > len(split.labels):
         raise UserError(

@@ -124,8 +124,7 @@ def draw(
 
     def show(row: int, column: int, image: np.ndarray, label: int) -> None:
         axes[row, column].imshow(image.squeeze(-1), cmap="gray_r", vmin=0, vmax=1)
-        name = class_names[label] if label >= 0 else "none found"
-        axes[row, column].set_title(name, fontsize=9)
+        axes[row, column].set_title(_class_name(class_names, label), fontsize=9)
 
     for column in range(count):
         show(0, column, images[column], before[column])
@@ -140,6 +139,13 @@ def draw(
             show(row, column, explanations.shown[column], after)
             row += 1
     _save(figure, path, title)
+
+
+def _class_name(class_names: Sequence[str], label: int) -> str:
+    """A number where a user's model has other classes than the data set."""
+    if label < 0:
+        return "none found"
+    return class_names[label] if label < len(class_names) else str(label)
 
 
 def _verified(keeps: bool, found: Explanations) -> np.ndarray:

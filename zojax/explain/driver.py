@@ -45,8 +45,10 @@ def run(
     >>> oracle = blackbox.score_oracle(model)
     >>> negative = explain.pertinent_negative(num_steps=30, num_searches=2)
     >>> found = explain.run(negative, oracle, [[0.2, 0.9]], jax.random.key(0))
-    >>> found.class_before.tolist(), found.class_after.tolist(), found.change.round(1).tolist()
-    ([0], [1], [[0.4, 0.0]])
+    >>> found.class_before.tolist(), found.class_after.tolist(), found.l0.tolist()
+    ([0], [1], [1.0])
+    >>> print(found.change.round(1))
+    [[0.4 0. ]]
 
     Args:
       explainer: e.g. `zojax.explain.pertinent_negative()`; compiled once per object and shape, so
