@@ -1,4 +1,4 @@
-"""Reads what attacks are given, and refuses what cannot be meant."""
+"""Inputs and their classes: checked where they come in, asked for where they are not known."""
 
 from typing import Any
 
@@ -7,8 +7,34 @@ import numpy as np
 from zojax.blackbox import Oracle
 from zojax.errors import check_that
 
+PATIENCE = 3
+"""How often in a row a sample may get no answer at all before it is given up."""
 
-def read_images(x: Any) -> np.ndarray:
+
+def ask_labels(
+    oracle: Oracle, points: np.ndarray, samples: np.ndarray, reserve: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Asks for the labels of points as checks, again where there is no answer.
+
+    Args:
+      oracle: to be asked.
+      points: (b, ...).
+      samples: which to ask about, (n,).
+      reserve: queries of each sample's budget to be left unspent.
+
+    Returns:
+      Labels int64 (n,), -1 without an answer, and whether the budget covered asking, bool (n,).
+    """
+    labels = np.full(samples.size, -1, np.int64)
+    is_covered = np.ones(samples.size, bool)
+    for _ in range(PATIENCE):
+        is_covered &= (labels >= 0) | (oracle.remaining(samples) > reserve)
+        places = np.flatnonzero(is_covered & (labels < 0))
+        labels[places] = oracle.labels(points[samples[places]], samples[places], purpose="check")
+    return labels, is_covered
+
+
+def read_inputs(x: Any) -> np.ndarray:
     """Inputs as float32.
 
     Args:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zojax import estimation
-from zojax.attacks.inputs import check_known, read_classes, read_images
+from zojax.attacks.inputs import PATIENCE, check_known, read_classes, read_inputs
 from zojax.attacks.kernel import Goal, margin
 from zojax.attacks.results import AttackInterrupted
 from zojax.blackbox import Oracle, OracleError
@@ -21,8 +21,6 @@ from zojax.estimators import finite_difference
 from zojax.keys import check_key
 from zojax.stencils import forward
 from zojax.types import Estimator, PRNGKey
-
-_PATIENCE = 3  # consecutive estimates without any answer after which the attack ends
 
 
 class Universal(NamedTuple):
@@ -105,7 +103,7 @@ class Problem:
         """
         left = self._oracle.remaining(images).min()
         is_covered = left > num_estimates * self._num_points
-        return bool(is_covered) and self._num_silent < _PATIENCE
+        return bool(is_covered) and self._num_silent < PATIENCE
 
     def gradient(
         self, delta: chex.Array, count: int, images: np.ndarray, *, is_snapshot: bool = False
@@ -214,7 +212,7 @@ def _combine(
 def _read(oracle: Oracle, x: Any, labels: Any, is_targeted: bool) -> _Images:
     check_instance("oracle", oracle, Oracle, "made by zojax.blackbox.score_oracle")
     check_that("oracle", oracle.kind, "a score oracle", lambda kind: kind == "scores")
-    images = read_images(x)
+    images = read_inputs(x)
     check_that("x", images.shape, "at least one image", lambda shape: shape[0] > 0)
     classes = read_classes("labels", labels, oracle, len(images))
     goal = Goal(classes, np.full(len(images), bool(is_targeted)))
