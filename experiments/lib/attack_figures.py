@@ -13,6 +13,7 @@ from experiments.lib.attack_suite import SUITE, WHITE_BOX
 from experiments.lib.figures import _INK, _plain_log_axis, _save, _style, _subplots
 
 _COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "#1b1b1b", "#b8860b", "#004d40")
+_MOST_BANDS = 3  # more of them hide one another
 _GREY = "#777777"
 _TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8)
 
@@ -87,6 +88,8 @@ def distortion(path: Path, rows: Sequence[Row], title: str) -> None:
             places = [point["queries"] for point in points]
             color = colors[row["attack"]]
             axis.plot(places, [p["median"] for p in points], ".-", color=color, label=row["attack"])
+            if len(moving) > _MOST_BANDS:
+                continue
             lower = [point["lower"] for point in points]
             upper = [p["upper"] if np.isfinite(p["upper"]) else p["median"] for p in points]
             axis.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)
@@ -99,7 +102,8 @@ def distortion(path: Path, rows: Sequence[Row], title: str) -> None:
         _plain_log_axis(axis, "y")
         axis.yaxis.set_major_locator(LogLocator(subs=_TICKS))  # seldom more than a decade
         axis.set_xlabel("queries per image", color=_INK)
-        axis.set_ylabel(f"{norm} distortion, median and quartiles", color=_INK)
+        what = "median" if len(moving) > _MOST_BANDS else "median and quartiles"
+        axis.set_ylabel(f"{norm} distortion, {what}", color=_INK)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path, title)
 
