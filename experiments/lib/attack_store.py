@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.lib.errors import UserError
 from zojax.attacks import Results
 
 _OF_MILESTONES = ("l2_at", "linf_at")
@@ -102,10 +103,16 @@ def load_record(path: Path) -> Record | None:
 
     Args:
         path: an npz file.
+
+    Raises:
+        UserError: If another version wrote it.
     """
     stored = load(path)
     if stored is None:
         return None
+    missing = set(Results._fields) - set(stored)
+    if missing:
+        raise UserError(f"{path} is of another version: it has no {', '.join(sorted(missing))}")
     results = Results(**{name: stored[name] for name in Results._fields})
     return Record(
         results=results,
