@@ -3,7 +3,8 @@
 Estimates gradients from function values alone and hands them to optax.
 """
 
-from zojax import projections, pruning, testing  # noqa: F401
+from zojax import activations, projections, pruning, testing  # noqa: F401
+from zojax.activations import activation_noise
 from zojax.diagnostics import diagnose
 from zojax.directions import (
     coordinate,
@@ -79,6 +80,7 @@ __all__ = [
     "Stencil",
     "ZerothOrderState",
     "accept_or_reject",
+    "activation_noise",
     "admm",
     "as_gradient_transformation",
     "ask",
@@ -125,7 +127,6 @@ __all__ = [
     "student_t",
     "svrg",
     "tell",
-    "testing",
     "value_and_grad",
     "value_baseline",
     "vectorized",

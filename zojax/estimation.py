@@ -147,7 +147,7 @@ def choose_chunk(
     """
     check_key(key)
     check_instance("args", args, tuple, "a tuple of arguments, such as (batch,)")
-    loss = _checked(loss_fn, False)
+    loss = loss_fn if est.kernel is not None else _checked(loss_fn, False)
     return chunked(auto_size(est, loss, params, key, est.init(params), args, False))
 
 
@@ -241,6 +241,8 @@ def _estimate(
     state: State,
     args: tuple[Any, ...],
 ) -> tuple[Estimate, State, Any]:
+    if est.kernel is not None:
+        return execution.run(est, loss_fn, params, key, state, args, False), state, None
     loss = _checked(loss_fn, has_aux)
     evaluations = execution.run(est, loss, params, key, state, args, has_aux)
     result = _summarise(est, params, state, evaluations)

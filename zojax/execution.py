@@ -10,7 +10,7 @@ from typing import Any, Literal
 from zojax.auto_chunk import choose_size
 from zojax.errors import check_at_least
 from zojax.population import run_population
-from zojax.types import Estimator, Evaluations, Execution, Params, PRNGKey, State
+from zojax.types import Estimator, Execution, Params, PRNGKey, State
 
 
 def vectorized() -> Execution:
@@ -54,7 +54,7 @@ def chunked(size: int | Literal["auto"], *, keep_noise: bool = False) -> Executi
 
 
 @functools.cache  # equal executions are the same static argument: eager calls do not recompile
-def _runner(size: int | None, keep_noise: bool = False) -> Callable[..., Evaluations]:
+def _runner(size: int | None, keep_noise: bool = False) -> Callable[..., Any]:
     def run(
         est: Estimator,
         loss: Callable[..., Any],
@@ -63,7 +63,7 @@ def _runner(size: int | None, keep_noise: bool = False) -> Callable[..., Evaluat
         state: State,
         args: tuple[Any, ...],
         has_aux: bool,
-    ) -> Evaluations:
+    ) -> Any:
         at = lambda p: loss(p, *args)  # noqa: E731
         return run_population(
             est, at, params, key, state, has_aux, size=size, keep_noise=keep_noise
@@ -96,13 +96,18 @@ def auto_size(
     def program(size: int, count: int) -> Callable[[Params, PRNGKey], Any]:
         part = est._replace(num_directions=lambda _: count)
         run = _runner(size)
-        return lambda params, key: run(part, loss, params, key, state, args, has_aux).total
+
+        def once(params: Params, key: PRNGKey) -> Any:
+            result = run(part, loss, params, key, state, args, has_aux)
+            return result.total if est.kernel is None else result.grad
+
+        return once
 
     return choose_size(program, est.num_directions(params), (params, key))
 
 
 @functools.cache
-def _auto_runner(keep_noise: bool) -> Callable[..., Evaluations]:
+def _auto_runner(keep_noise: bool) -> Callable[..., Any]:
     def run(
         est: Estimator,
         loss: Callable[..., Any],
@@ -111,7 +116,7 @@ def _auto_runner(keep_noise: bool) -> Callable[..., Evaluations]:
         state: State,
         args: tuple[Any, ...],
         has_aux: bool,
-    ) -> Evaluations:
+    ) -> Any:
         size = auto_size(est, loss, params, key, state, args, has_aux)
         return _runner(size, keep_noise)(est, loss, params, key, state, args, has_aux)
 

@@ -28,6 +28,8 @@ class Share(NamedTuple):
       add: a tree of sums over this share -> sums over all directions.
       average: losses on this program's examples -> losses on all examples.
       once: runs a function in one program only and gives its result to all.
+      add_examples: a tree of sums over this program's examples -> sums over all examples.
+      part: which part of the examples this program has, may be traced.
     """
 
     start: Any
@@ -36,6 +38,8 @@ class Share(NamedTuple):
     add: Callable[[Any], Any] = lambda tree: tree
     average: Callable[[chex.Array], chex.Array] = lambda values: values
     once: Callable[[Callable[[], Any]], Any] = lambda function: function()
+    add_examples: Callable[[Any], Any] = lambda tree: tree
+    part: Any = 0
 
 
 class _Chunk(NamedTuple):
@@ -57,7 +61,7 @@ def run_population(
     size: int | None = None,
     keep_noise: bool = False,
     share: Share | None = None,
-) -> Evaluations:
+) -> Any:
     """Evaluates the points of an estimate and adds up its directions.
 
     Args:
@@ -72,9 +76,11 @@ def run_population(
       share: the directions that are evaluated here; None for all of them.
 
     Returns:
-      The evaluations of all directions.
+      The evaluations of all directions; the `Estimate` of an estimator with a kernel of its own.
     """
     share = share or Share(0, est.num_directions(params))
+    if est.kernel is not None:
+        return est.kernel(loss, params, key, size, share)
     size = share.length if size is None else min(size, share.length)
     # What every chunk's first index is known to be a multiple of.
     alignment = size if isinstance(share.start, int) else math.gcd(size, share.length)
@@ -96,7 +102,7 @@ def run_population(
         return chunk.values, (est.combine(weights, chunk.noises, params, state), jnp.sum(valid))
 
     if not est.is_global:
-        values, sums = _over_chunks(one_pass, share.length, size)
+        values, sums = over_chunks(one_pass, share.length, size)
         total, num_valid = share.add(sums)
         return Evaluations(share.gather(values), center, total, num_valid, aux)
 
@@ -106,7 +112,7 @@ def run_population(
         chunk = evaluate(start, count)
         return (chunk if keep_noise else chunk._replace(noises=())), ()
 
-    (noises, values, adjusted), _ = _over_chunks(first_pass, share.length, size)
+    (noises, values, adjusted), _ = over_chunks(first_pass, share.length, size)
     values = share.gather(values)
     adjusted = values if est.adjust is None else share.gather(adjusted)
     weights, valid = est.coefficients(adjusted, center, state)
@@ -119,7 +125,7 @@ def run_population(
     if keep_noise:
         total = est.combine(weights, noises, params, state)
     else:
-        _, total = _over_chunks(second_pass, share.length, size)
+        _, total = over_chunks(second_pass, share.length, size)
     return Evaluations(values, center, share.add(total), jnp.sum(valid), aux)
 
 
@@ -148,10 +154,15 @@ def _evaluate_points(
     return jax.vmap(lambda noise: along(noise, lambda f: jax.vmap(f)(offsets)))(noises)
 
 
-def _over_chunks(body: Callable[[Any, int], tuple[Any, Any]], n: int, size: int) -> tuple[Any, Any]:
+def over_chunks(body: Callable[[Any, int], tuple[Any, Any]], n: int, size: int) -> tuple[Any, Any]:
     """Runs `body(start, count) -> (rows, summand)` over chunks; concatenates rows, adds summands.
 
     The remainder of n / size is a shorter chunk of its own: nothing is ever padded.
+
+    Args:
+      body: evaluates `count` directions from `start`, which may be traced.
+      n: directions in all.
+      size: directions per chunk.
     """
     if size == n:
         return body(0, n)

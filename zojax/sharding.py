@@ -177,6 +177,8 @@ def _share(est: Estimator, params: Params, axis_name: str, batch_axis: str | Non
         gather=gather,
         add=lambda tree: jax.lax.psum(tree, axis_name),
         average=(lambda x: x) if batch_axis is None else lambda x: jax.lax.pmean(x, batch_axis),
+        add_examples=(lambda x: x) if batch_axis is None else lambda x: jax.lax.psum(x, batch_axis),
+        part=0 if batch_axis is None else jax.lax.axis_index(batch_axis),
         once=once,
     )
 

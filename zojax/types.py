@@ -198,6 +198,9 @@ class Estimator(NamedTuple):
       linear_error: `params -> E|estimate - g|^2 / |g|^2` on a linear loss with gradient g; if the
         scale is not preserved, of an estimate with the same cosine to g; None if not known.
       sigma: `state -> smoothing radius` of this step; None if there is no single one.
+      kernel: `(loss, params, key, size, share) -> Estimate` of a method that needs more than
+        scalar values, under an execution with `size` directions at a time and a `Share` of them;
+        `loss` is the user's own, unchecked. Such an estimator names no points. None for the others.
     """
 
     name: str
@@ -218,6 +221,7 @@ class Estimator(NamedTuple):
     guide: Callable[[State, Params], State] | None = None
     linear_error: Callable[[Params], float] | None = None
     sigma: Callable[[State], Any] | None = None
+    kernel: Callable[..., Estimate] | None = None
 
 
 class Evaluations(NamedTuple):
@@ -245,8 +249,9 @@ class Execution(NamedTuple):
     Attributes:
       name: for messages and tables.
       run: `(estimator, loss, params, key, state, args, has_aux) -> Evaluations`, where
-        `loss(params, *args)` is a checked scalar (and aux).
+        `loss(params, *args)` is a checked scalar (and aux); the `Estimate` where the estimator has
+        a kernel.
     """
 
     name: str
-    run: Callable[..., Evaluations]
+    run: Callable[..., Any]
