@@ -35,7 +35,9 @@ def test_every_query_is_counted_where_it_belongs():
     np.testing.assert_allclose(results.l2, np.sqrt(2) * results.linf, rtol=1e-6)
 
 
-def test_samples_leave_and_the_others_do_not_notice():
+@pytest.mark.parametrize("pays_off", [0, 20_000])
+def test_samples_leave_and_the_others_do_not_notice(pays_off, monkeypatch):
+    monkeypatch.setattr("zojax.attacks.pursuit._PAYS_OFF", pays_off)
     steps = np.random.default_rng(0).integers(1, NUM_STEPS + 1, 70)
     together = run(steps)
     np.testing.assert_array_equal(together.loss_queries, steps)
@@ -135,6 +137,19 @@ ALL = {
     "hop_skip_jump": attacks.hop_skip_jump(),
     "sign_opt": attacks.sign_opt(),
 }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_keeps_the_types_of_the_state(name):
+    """Else it is compiled twice."""
+    attack, struct = ALL[name], jax.ShapeDtypeStruct
+    goal = Goal(struct((), jnp.int32), struct((), bool))
+    state = jax.eval_shape(attack.init, struct((4, 4, 1), jnp.float32), goal, KEY)
+    count = jax.eval_shape(attack.ask, state).used.shape[0]
+    scores, labels = struct((count, 3), jnp.float32), struct((count,), jnp.int32)
+    after = jax.eval_shape(attack.tell, state, scores if attack.answers == "scores" else labels)
+    for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (before.dtype, before.weak_type) == (now.dtype, now.weak_type)
 
 
 class Linear:

@@ -135,7 +135,7 @@ def label_attack(
 
     def init(x: chex.Array, goal: Goal, key: PRNGKey) -> LabelState:
         zero, one, none = jnp.zeros(()), jnp.ones(()), jnp.zeros((), jnp.int32)
-        nearest = Nearest(x, jnp.full((), jnp.inf))
+        nearest = Nearest(x, jnp.full((), jnp.inf, jnp.float32))
         state = LabelState(
             *(x, goal, key, nearest, None, none + START, none, none),
             *(x, jnp.zeros_like(x), zero, one, own(x)),
