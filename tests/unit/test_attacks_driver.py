@@ -18,7 +18,7 @@ from tests.unit.attack_toys import (
     toy,
 )
 from zojax import attacks, blackbox
-from zojax.attacks import Ask, Attack
+from zojax.attacks import Ask, Attack, Goal
 
 
 def test_every_query_is_counted_where_it_belongs():

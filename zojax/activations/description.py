@@ -14,18 +14,20 @@ class Description(NamedTuple):
       rows: one `Row` per floating-point parameter.
       num_sites: places where a parameter under noise per example meets its input.
       dimensions: numbers that are perturbed per example.
+      remarks: one per row.
     """
 
     rows: tuple[Row, ...]
     num_sites: int
     dimensions: int
+    remarks: tuple[str, ...]
 
     def __str__(self) -> str:
         """The table."""
         header = ("parameter", "shape", "noise on", "numbers per reward", "one reward per", "")
         body = [
-            (r.path, str(r.shape), r.mode, str(r.dimensions), r.reward, _remark(r))
-            for r in self.rows
+            (r.path, str(r.shape), r.mode, str(r.dimensions), r.reward, remark)
+            for r, remark in zip(self.rows, self.remarks, strict=True)
         ]
         return table((header, *body))
 
@@ -37,7 +39,13 @@ def describe_plan(plan: Plan, layout: Layout) -> Description:
       plan: what every parameter gets.
       layout: of its noise.
     """
-    return Description(tuple(plan.rows.values()), len(plan.sites), layout.per_example)
+    sharing = {s.leaf for i, s in enumerate(plan.sites) if plan.roots[i] != i}
+    remarks = []
+    for leaf, row in plan.rows.items():
+        shared = "shares the noise of the layer it is added to" if leaf in sharing else ""
+        remarks.append(row.why if row.mode in ("weights", "unused") else shared)
+    rows = tuple(plan.rows.values())
+    return Description(rows, len(plan.sites), layout.per_example, tuple(remarks))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -49,9 +57,3 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _remark(row: Row) -> str:
-    if row.mode == "activations" and row.dimensions == 0:
-        return "shares the noise of the layer it is added to"
-    return row.why if row.mode in ("weights", "unused") else ""

@@ -252,15 +252,15 @@ def _project_conv(
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *pads])
     steps, strides = params["rhs_dilation"], params["window_strides"]
     spans = [n - (k - 1) * d for n, k, d in zip(x.shape[2:], sizes, steps, strict=True)]
-    total: Any = 0.0
+    parts = []
     for offset in itertools.product(*map(range, sizes)):
         starts = [o * d for o, d in zip(offset, steps, strict=True)]
         stops = [a + span for a, span in zip(starts, spans, strict=True)]
         part = lax.slice(x, (0, 0, *starts), (*x.shape[:2], *stops), (1, 1, *strides))
-        part = part.reshape(batch, rows, *part.shape[1:])
-        column = r[(slice(None), slice(None), *offset)][:, None]  # (batch, 1, in)
-        column = jnp.expand_dims(column, tuple(range(3, part.ndim)))
-        total = total + jnp.sum(part * column, axis=2)
+        parts.append(part.reshape(batch, rows, *part.shape[1:]))
+    patches = jnp.stack(parts, axis=3)  # (batch, rows, in, taps, *spatial)
+    r = r.reshape(batch, r.shape[1], len(parts))
+    total = lax.dot_general(patches, r, (((2, 3), (1, 2)), ((0,), (0,))))
     spread = jnp.expand_dims(s[:, None], tuple(range(3, total.ndim + 1)))
     y = jnp.expand_dims(total, 2) * spread  # (batch, rows, out, *spatial)
     y = y.reshape(batch * rows, *y.shape[2:])

@@ -50,6 +50,7 @@ class Row(NamedTuple):
       dimensions: numbers that one reward is spread over.
       reward: what one reward is of: "example" or "batch".
       why: why other kinds of noise are out of the question, or "".
+      fan_in: inputs that are summed into one output (1 for what is looked up, added or multiplied).
     """
 
     path: str
@@ -59,6 +60,7 @@ class Row(NamedTuple):
     dimensions: int
     reward: str
     why: str
+    fan_in: int = 1
 
 
 class Plan(NamedTuple):
@@ -98,26 +100,20 @@ def make_plan(program: Program, params: Params, choice: str | Mapping[str, str])
     sites, refused = _probe(program, leaves, [i in paths for i in range(len(leaves))])
     chosen = _overrides(choice, list(paths.values()))
     rows: dict[int, Row] = {}
-    is_late = {i: all(s.kind in ELEMENTWISE for s in sites if s.leaf == i) for i in paths}
-    for i in sorted(paths, key=lambda i: is_late[i]):  # biases after the weights they follow
+    for i in paths:
         mine = [s for s in sites if s.leaf == i]
-        followed = [s.follows is not None and _mode(rows, sites, s.follows) for s in mine]
-        cost = sum(s.size for s, f in zip(mine, followed, strict=True) if f != "activations")
-        row = Row(paths[i], leaves[i].shape, tuple(s.kind for s in mine), "", 0, "example", "")
-        rows[i] = _decide(row, mine, refused.get(i), cost, chosen[paths[i]], program.num_examples)
+        fan_in = max((s.factors[0] for s in mine), default=1)
+        met = tuple(s.kind for s in mine)
+        row = Row(paths[i], leaves[i].shape, met, "", 0, "example", "", fan_in)
+        rows[i] = _decide(row, mine, refused.get(i), chosen[paths[i]], program.num_examples)
     if not any(row.reward == "example" for row in rows.values()) and chosen_auto(choice):
         raise ValueError(_no_site(rows, sites, program.num_examples))
-    return _renumber(dict(sorted(rows.items())), sites)
+    return _renumber(rows, sites)
 
 
 def chosen_auto(choice: str | Mapping[str, str]) -> bool:
     """Whether some parameters are left to the automatic choice."""
     return choice == "auto" or not isinstance(choice, str)
-
-
-def _mode(rows: dict[int, Row], sites: list[Site], position: int) -> str | None:
-    row = rows.get(sites[position].leaf)
-    return None if row is None else row.mode
 
 
 def _probe(
@@ -160,9 +156,7 @@ def _probe(
     return sites, refused
 
 
-def _decide(
-    row: Row, mine: list[Site], refused: str | None, cost: int, wanted: str, batch: int
-) -> Row:
+def _decide(row: Row, mine: list[Site], refused: str | None, wanted: str, batch: int) -> Row:
     """Chooses the noise of one parameter."""
     size = int(np.prod(row.shape))
     if not mine and refused is None:
@@ -175,7 +169,7 @@ def _decide(
         bad = next(s for s in mine if not s.batched)
         why = f"{bad.kind} gives {bad.shape}, which has not the {batch} examples on axis 0"
     else:
-        dims["activations"] = cost
+        dims["activations"] = sum(s.size for s in mine)
         outer = len(mine) == 1 and mine[0].has_outer
         if outer or all(s.kind in ELEMENTWISE for s in mine):
             dims["example_weights"] = size
