@@ -130,6 +130,25 @@ def distance(x: chex.Array, y: chex.Array, norm: Norm) -> Scalar:
     return jnp.max(offset) if norm == "linf" else jnp.sqrt(jnp.sum(offset**2))
 
 
+def next_weight(
+    c: Scalar, lower: Scalar, upper: Scalar, has_succeeded: Scalar
+) -> tuple[Scalar, Scalar, Scalar]:
+    """The weight of the margin to try next, between the last failure and the last success.
+
+    Args:
+      c: the weight that was tried.
+      lower: largest weight that failed before, ().
+      upper: smallest weight that succeeded before, infinite if none did, ().
+      has_succeeded: whether c did.
+
+    Returns:
+      The next weight, halfway, or ten times c while nothing succeeded; and `lower` and `upper`.
+    """
+    upper = jnp.where(has_succeeded, jnp.minimum(upper, c), upper)
+    lower = jnp.where(has_succeeded, lower, jnp.maximum(lower, c))
+    return jnp.where(jnp.isfinite(upper), 0.5 * (lower + upper), 10 * c), lower, upper
+
+
 def choose(condition: chex.Array, new: Any, old: Any) -> Any:
     """`new` where a single condition holds, else `old`, for pytrees.
 

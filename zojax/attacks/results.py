@@ -68,6 +68,20 @@ class AttackInterrupted(RuntimeError):  # noqa: N818 - it says what happened, li
         self.results = results
 
 
+def rows_sent(oracle: Oracle, size: int) -> np.ndarray:
+    """Rows sent for each of the first samples so far, int64 (2, size): for losses, for checks.
+
+    Args:
+      oracle: that counts; it may not have heard of all samples yet.
+      size: how many samples.
+    """
+    counts = np.zeros((2, size), np.int64)
+    for row, sent in zip(counts, oracle.counts, strict=True):
+        known = sent[:size]
+        row[: len(known)] = known
+    return counts
+
+
 class Records:
     """The results under construction.
 
@@ -92,12 +106,7 @@ class Records:
         self._distances_at = np.full((2, len(milestones), size), np.nan)
 
     def _counts(self) -> np.ndarray:
-        """Rows sent for each sample so far, int64 (2, b): for losses, for checks."""
-        counts = np.zeros((2, len(self._x)), np.int64)
-        for row, sent in zip(counts, self._oracle.counts, strict=True):
-            known = sent[: len(row)]
-            row[: len(known)] = known
-        return counts
+        return rows_sent(self._oracle, len(self._x))
 
     def note(self, samples: np.ndarray, found: np.ndarray, distances: np.ndarray) -> None:
         """Notes what is known after a step.

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from zojax.attacks.kernel import Ask, Attack, Goal, choose, distance, margin
+from zojax.attacks.kernel import Ask, Attack, Goal, choose, distance, margin, next_weight
 from zojax.attacks.latent import Latent, perturbed, pixels
 from zojax.directions import random_coordinates
 from zojax.errors import check_at_least, check_positive, check_that
@@ -296,12 +296,11 @@ def _note_success(
 
 def _next_search(state: ZooState, solver: _Solver) -> ZooState:
     """Starts again from the input with another weight."""
-    upper = jnp.where(state.found_now, jnp.minimum(state.upper, state.c), state.upper)
-    lower = jnp.where(state.found_now, state.lower, jnp.maximum(state.lower, state.c))
+    c, lower, upper = next_weight(state.c, state.lower, state.upper, state.found_now)
     return state._replace(
         z=jnp.zeros_like(state.z),
         solver=solver.init(state.z.size),
-        c=jnp.where(jnp.isfinite(upper), 0.5 * (lower + upper), 10 * state.c),
+        c=c,
         lower=lower,
         upper=upper,
         step=jnp.zeros_like(state.step),

@@ -9,7 +9,7 @@ import numpy as np
 from zojax.attacks.inputs import ask_labels, read_classes, read_inputs
 from zojax.attacks.kernel import Goal
 from zojax.attacks.pursuit import pursue
-from zojax.attacks.results import AttackInterrupted, Results
+from zojax.attacks.results import AttackInterrupted, Results, rows_sent
 from zojax.blackbox import Oracle, OracleError
 from zojax.errors import check_at_least, check_instance
 from zojax.explain.results import Explanations, norms
@@ -193,9 +193,4 @@ class _Run:
         )
 
     def _counts(self) -> np.ndarray:
-        """Rows sent for each sample so far, int64 (2, b): for losses, for checks."""
-        counts = np.zeros((2, len(self.x)), np.int64)
-        for row, sent in zip(counts, self.oracle.counts, strict=True):
-            known = sent[: len(row)]
-            row[: len(known)] = known
-        return counts
+        return rows_sent(self.oracle, len(self.x))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax import estimation
-from zojax.attacks.kernel import Ask, Attack, Goal, choose, margin
+from zojax.attacks.kernel import Ask, Attack, Goal, choose, margin, next_weight
 from zojax.errors import check_at_least, check_instance, check_positive, check_that
 from zojax.types import Estimator, PRNGKey, Scalar, State
 
@@ -241,12 +241,11 @@ def _best_length(predicted: chex.Array, residuals: chex.Array) -> Scalar:
 
 def _next_search(state: ExplainState) -> ExplainState:
     """Starts again with another weight; what is known about the model's slope stays."""
-    upper = jnp.where(state.found_now, jnp.minimum(state.upper, state.c), state.upper)
-    lower = jnp.where(state.found_now, state.lower, jnp.maximum(state.lower, state.c))
+    c, lower, upper = next_weight(state.c, state.lower, state.upper, state.found_now)
     return state._replace(
         z=state.start,
         ahead=state.start,
-        c=jnp.where(jnp.isfinite(upper), 0.5 * (lower + upper), 10 * state.c),
+        c=c,
         lower=lower,
         upper=upper,
         step=jnp.zeros_like(state.step),
