@@ -130,7 +130,9 @@ def draw(
         show(0, column, images[column], before[column])
         row = 1
         for keeps, explanations in found.values():
-            after = explanations.class_after[column]
+            # A blank image that has the class already is a positive of nothing.
+            is_blank = keeps and explanations.status[column] == _KEEPS_BLANK
+            after = (explanations.class_before if is_blank else explanations.class_after)[column]
             if not keeps:
                 axes[row, column].imshow(
                     explanations.change[column].squeeze(-1), cmap="RdBu_r", vmin=-1, vmax=1
