@@ -168,8 +168,10 @@ class Bench:
             method: Where the gradient comes from.
 
         Returns:
-            `(the best, accuracy of each)`.
+            `(the best, accuracy of each)`; without trainings where there is one to choose from.
         """
+        if len(self.config.learning_rates) == 1:
+            return self.config.learning_rates[0], {}
         budget = self.budget(method) * self.config.tuning_share
         scores: dict[str, float] = {}
         for rate in self.config.learning_rates:

@@ -252,5 +252,7 @@ def test_no_sites_and_no_points():
     est = noise()
     with pytest.raises(ValueError, match="no ask and tell"):
         zojax.ask(est, PARAMS, KEY, ())
+    with pytest.raises(ValueError, match="use zojax.activations.diagnose"):
+        zojax.diagnose(est, curved_loss, PARAMS, KEY, args=(X, Y))
     with pytest.raises(ValueError, match="made by zojax.activation_noise"):
         activations.describe(curved_loss, PARAMS, X, Y, est=zojax.spsa(num_directions=1, sigma=0.1))

@@ -138,18 +138,19 @@ def test_the_table_of_a_convolutional_network(capsys):
 def test_what_is_no_site_falls_back_to_shared_noise():
     """A recurrent weight in a scan, a table of positions without a batch axis."""
     params = {"in": jnp.ones((3, 2)), "loop": jnp.eye(2), "position": jnp.ones((3, 2))}
+    params["out"] = jnp.eye(2)
 
     def loss_fn(params, x):
         x = x @ params["in"]
         x = x + params["position"][jnp.arange(3)][None]
         step = lambda h, u: (jnp.tanh(h @ params["loop"] + u), None)  # noqa: E731
         h, _ = jax.lax.scan(step, jnp.zeros((4, 2)), jnp.swapaxes(x, 0, 1))
-        return jnp.sum(h**2, axis=1)
+        return jnp.sum((h @ params["out"]) ** 2, axis=1)
 
     x = jax.random.normal(KEY, (4, 3, 3))
     est = zojax.activation_noise(2048, 0.01, chunk_size=256)
     rows = {row.path: row for row in activations.describe(loss_fn, params, x, est=est).rows}
-    assert rows["in"].mode == "activations" or rows["in"].mode == "example_weights"
+    assert rows["in"].reward == rows["out"].reward == "example"
     assert rows["loop"].mode == rows["position"].mode == "weights"
     assert "scan" in rows["loop"].why and "axis 0" in rows["position"].why
     _, grad = zojax.value_and_grad(loss_fn, est)(params, KEY, x)

@@ -115,11 +115,29 @@ def output_axis(
     axis = axes.pop()
     if primitive.name == "transpose":
         return int(params["permutation"].index(axis))
+    if primitive.name == "dot_general":
+        return _axis_of_product(inputs, params["dimension_numbers"])
+    if primitive.name in ("scan", "while"):  # carries and stacks: by length, where it is clear
+        fitting = [i for i, length in enumerate(shape[:2]) if length == batch]
+        return fitting[0] if len(fitting) == 1 else None
     if axis != 0:
         same = any(x.axis == axis and jnp.shape(x.array) == shape for x in inputs)
         return axis if same else None
     is_reduced = primitive.name.startswith(("reduce", "arg")) and 0 in params.get("axes", ())
     return 0 if not is_reduced and is_divisible(shape, batch) else None
+
+
+def _axis_of_product(inputs: list[Value], numbers: Any) -> int | None:
+    contracted, batched = numbers
+    found, start = set(), len(batched[0])
+    for x, sums, pairs in zip(inputs, contracted, batched, strict=True):
+        free = [a for a in range(jnp.ndim(x.array)) if a not in (*sums, *pairs)]
+        if x.axis in pairs:
+            found.add(pairs.index(x.axis))
+        elif x.axis is not None:
+            found.add(start + free.index(x.axis) if x.axis in free else None)
+        start += len(free)
+    return found.pop() if len(found) == 1 else None
 
 
 def derive(primitive: Any, inputs: list[Any], params: dict[str, Any]) -> Weight | None:

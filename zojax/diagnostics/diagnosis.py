@@ -72,6 +72,8 @@ def diagnose(
       ValueError: for arguments that are not what they should be.
     """
     check_instance("est", est, Estimator, "an estimator such as zojax.finite_difference(...)")
+    if est.kernel is not None:
+        raise ValueError(f"{est.name} sees more than values: use zojax.activations.diagnose")
     check_at_least("num_estimates", num_estimates, 4)
     if learning_rate is not None:
         check_positive("learning_rate", learning_rate)
