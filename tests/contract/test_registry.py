@@ -25,7 +25,8 @@ def instances(kind):
     ("public", "registry"),
     [
         (factories(zojax.Directions), DIRECTIONS),
-        (factories(zojax.Estimator), ESTIMATORS),
+        # It names no points and sees more than values: tests/unit/test_activations*.py.
+        (factories(zojax.Estimator) - {"activation_noise"}, ESTIMATORS),
         (factories(zojax.Execution) - {"choose_chunk"}, EXECUTIONS),  # it returns a chunked()
         (instances(zojax.Stencil), STENCILS),
         (instances(zojax.Shaping), SHAPINGS),
