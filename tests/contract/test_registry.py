@@ -25,7 +25,7 @@ def instances(kind):
     ("public", "registry"),
     [
         (factories(zojax.Directions), DIRECTIONS),
-        # A grey box, of losses per example: its contracts are in tests/unit/test_activations.py.
+        # It names no points and sees more than values: tests/unit/test_activations*.py.
         (factories(zojax.Estimator) - {"activation_noise"}, ESTIMATORS),
         (factories(zojax.Execution) - {"choose_chunk"}, EXECUTIONS),  # it returns a chunked()
         (instances(zojax.Stencil), STENCILS),
