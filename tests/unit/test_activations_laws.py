@@ -48,7 +48,7 @@ def test_predicted_cosine_is_measured(steps, sites):
     """Within 15 %, the whole gradient and each parameter, at the start and after training."""
     est = zojax.activation_noise(8, 1e-3, sites=sites, chunk_size=8)
     params = trained(steps)
-    found = activations.diagnose(est, loss_fn, params, KEY, args=(X, Y), num_estimates=64)
+    found = activations.diagnose(est, loss_fn, params, KEY, args=(X, Y), num_estimates=256)
     assert np.isclose(found.measured.total, found.expected.total, rtol=0.15)
     for path in ("first/w", "second/w"):
         measured, expected = found.measured.parameters[path], found.expected.parameters[path]

@@ -100,8 +100,11 @@ def diagnose(
       num_estimates: at least 2.
     """
     grad = jax.grad(lambda p: jnp.mean(loss_fn(p, *args)), allow_int=True)(params)
-    expected = expected_cosine(est, loss_fn, params, key, args=args, grad=grad)
-    rows = make_problem(settings_of(est), lambda p: loss_fn(p, *args), params).plan.rows
+    settings = settings_of(est)
+    # As many draws as are measured: one reward per batch says little about their spread.
+    probes = num_estimates * settings.total
+    expected = expected_cosine(est, loss_fn, params, key, args=args, grad=grad, num_probes=probes)
+    rows = make_problem(settings, lambda p: loss_fn(p, *args), params).plan.rows
 
     def run(k: PRNGKey) -> list[np.ndarray]:
         found = estimate(est, loss_fn, params, k, (), args=args)[0].grad
