@@ -49,7 +49,7 @@ class Contestant(NamedTuple):
     Attributes:
       attack: its name.
       epsilon: the radius it must keep to; infinite for one that minimises the distance.
-      library: and victim.
+      package: the library, and victim.
       num_images: of which it attacks the first ones.
       run: from the number of the repetition to adversarial images (num_images, 28, 28), the
         originals where nothing was found.
@@ -58,7 +58,7 @@ class Contestant(NamedTuple):
 
     attack: str
     epsilon: float
-    library: str
+    package: str
     num_images: int
     run: Callable[[int], np.ndarray]
     counter: Counter

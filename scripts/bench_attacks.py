@@ -132,7 +132,7 @@ def summarise(contestant: Contestant, runs: list[dict[str, Any]]) -> dict[str, A
     radius = "" if math.isinf(contestant.epsilon) else f" {contestant.epsilon}"
     record = {
         "attack": contestant.attack + radius,
-        "library": contestant.library,
+        "library": contestant.package,
         "images": contestant.num_images,
         "first_seconds": runs[0]["wall"],
         "runs": runs,
@@ -228,7 +228,7 @@ def main() -> None:
     for repetition in range(options.repetitions + 1):
         for contestant, found in zip(chosen, runs, strict=True):
             found.append(attack_once(contestant, task, repetition))
-            name = f"{contestant.attack} {contestant.epsilon}, {contestant.library}"
+            name = f"{contestant.attack} {contestant.epsilon}, {contestant.package}"
             print(f"  {repetition}: {name}: {found[-1]['wall']:.2f} s", flush=True)
         if repetition:  # after every round: an interrupted run keeps what it has
             records = [summarise(*pair) for pair in zip(chosen, runs, strict=True)]

@@ -161,52 +161,16 @@ def search(name: str, problem: Problem, est: Estimator, schedule: Schedule) -> A
             cost=infinity,
         )
 
-    def around(state: ExplainState) -> tuple[PRNGKey, chex.Array]:
-        key = jax.random.fold_in(state.key, state.search * schedule.num_steps + state.step)
-        points = estimation.ask(est, state.ahead, key, state.estimator)
-        limits = problem.limits(state.x)
-        return key, jax.vmap(lambda point: jnp.clip(point, *limits))(points)
-
     def ask(state: ExplainState) -> Ask:
-        variables = jnp.concatenate([state.z[None], around(state)[1]])
+        variables = jnp.concatenate([state.z[None], _around(state, problem, est, schedule)[1]])
         points = jax.vmap(lambda z: problem.image(z, state.x))(variables)
         everything = jnp.ones(len(points), bool)
         return Ask(points, used=everything, is_check=jnp.arange(len(points)) == 0)
 
-    def note(state: ExplainState, value: chex.Array) -> ExplainState:
-        is_reached = (value < 0) & (value <= -schedule.kappa)
-        known = problem.penalty(state.z, state.start, state.x)
-        cost = problem.beta * jnp.sum(jnp.abs(state.z)) + known
-        is_better = is_reached & (cost < state.cost)
-        return state._replace(
-            found_now=state.found_now | is_reached,
-            best=jnp.where(is_better, state.z, state.best),
-            cost=jnp.where(is_better, cost, state.cost),
-        )
-
-    def move(state: ExplainState, margins: chex.Array) -> ExplainState:
-        key, points = around(state)
-        offsets = points - state.ahead[None]
-        residuals = margins - _products(offsets, state.slope)
-        estimate, estimator = estimation.tell(est, state.ahead, key, state.estimator, residuals)
-        length = _best_length(_products(offsets, estimate.grad), residuals)
-        slope = state.slope + _DAMPING * length * estimate.grad
-        done = state.step.astype(jnp.float32)
-        rate = schedule.learning_rate * jnp.sqrt(1 - done / schedule.num_steps)
-        weight = jnp.where(estimate.value + schedule.kappa > 0, state.c, 0)
-        known = jax.grad(problem.penalty)(state.ahead, state.start, state.x)
-        limits = problem.limits(state.x)
-        z = state.ahead - rate * (weight * slope + known)
-        z = jnp.sign(z) * jnp.maximum(jnp.abs(z) - rate * problem.beta, 0)
-        z = jnp.clip(z, *limits)
-        ahead = jnp.clip(z + done / (done + 3) * (z - state.z), *limits)
-        moved = state._replace(z=z, ahead=ahead, slope=slope, estimator=estimator)
-        # Without an answer nothing moves, and other directions are asked about.
-        return choose(jnp.isfinite(estimate.value), moved, state)
-
     def tell(state: ExplainState, answers: chex.Array) -> ExplainState:
         margins = margin(answers, state.goal)
-        new = move(note(state, margins[0]), margins[1:])
+        noted = _note(state, margins[0], problem, schedule)
+        new = _move(noted, margins[1:], problem, est, schedule)
         new = new._replace(step=state.step + 1)
         return choose(new.step == schedule.num_steps, _next_search(new), new)
 
@@ -217,6 +181,59 @@ def search(name: str, problem: Problem, est: Estimator, schedule: Schedule) -> A
         return state.search >= schedule.num_searches
 
     return Attack(name, "scores", init, ask, tell, best, is_done)
+
+
+def _around(
+    state: ExplainState, problem: Problem, est: Estimator, schedule: Schedule
+) -> tuple[PRNGKey, chex.Array]:
+    """The key of a step and the points that its estimate asks about, within the box."""
+    key = jax.random.fold_in(state.key, state.search * schedule.num_steps + state.step)
+    points = estimation.ask(est, state.ahead, key, state.estimator)
+    limits = problem.limits(state.x)
+    return key, jax.vmap(lambda point: jnp.clip(point, *limits))(points)
+
+
+def _note(
+    state: ExplainState, value: chex.Array, problem: Problem, schedule: Schedule
+) -> ExplainState:
+    """Keeps the iterate if it reaches the goal at less cost than the best so far."""
+    is_reached = (value < 0) & (value <= -schedule.kappa)
+    known = problem.penalty(state.z, state.start, state.x)
+    cost = problem.beta * jnp.sum(jnp.abs(state.z)) + known
+    is_better = is_reached & (cost < state.cost)
+    return state._replace(
+        found_now=state.found_now | is_reached,
+        best=jnp.where(is_better, state.z, state.best),
+        cost=jnp.where(is_better, cost, state.cost),
+    )
+
+
+def _move(
+    state: ExplainState,
+    margins: chex.Array,
+    problem: Problem,
+    est: Estimator,
+    schedule: Schedule,
+) -> ExplainState:
+    """Corrects the estimate of the slope, then takes a FISTA step along it."""
+    key, points = _around(state, problem, est, schedule)
+    offsets = points - state.ahead[None]
+    residuals = margins - _products(offsets, state.slope)
+    estimate, estimator = estimation.tell(est, state.ahead, key, state.estimator, residuals)
+    length = _best_length(_products(offsets, estimate.grad), residuals)
+    slope = state.slope + _DAMPING * length * estimate.grad
+    done = state.step.astype(jnp.float32)
+    rate = schedule.learning_rate * jnp.sqrt(1 - done / schedule.num_steps)
+    weight = jnp.where(estimate.value + schedule.kappa > 0, state.c, 0)
+    known = jax.grad(problem.penalty)(state.ahead, state.start, state.x)
+    limits = problem.limits(state.x)
+    z = state.ahead - rate * (weight * slope + known)
+    z = jnp.sign(z) * jnp.maximum(jnp.abs(z) - rate * problem.beta, 0)
+    z = jnp.clip(z, *limits)
+    ahead = jnp.clip(z + done / (done + 3) * (z - state.z), *limits)
+    moved = state._replace(z=z, ahead=ahead, slope=slope, estimator=estimator)
+    # Without an answer nothing moves, and other directions are asked about.
+    return choose(jnp.isfinite(estimate.value), moved, state)
 
 
 def _products(offsets: chex.Array, slope: chex.Array) -> chex.Array:
