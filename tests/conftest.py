@@ -1,5 +1,6 @@
 """What every test shares: CPU devices, a compilation cache, strict promotion, prepared data."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,21 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # the first one is used unless a test asks for more
+
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 20_000  # the kernel's limit is 65,530; a large test adds a few hundred
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets compiled programs before a process has more of them than the kernel will map.
+
+    Every program that XLA compiles for the CPU stays mapped while its function is cached; a worker
+    that reaches the limit (`vm.max_map_count`) is ended by a signal in whatever test comes next.
+    """
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -127,6 +127,11 @@ def test_the_table_of_a_convolutional_network(capsys):
         "LayerNorm_0/scale": ("example_weights", 4),
     }
     assert found.num_sites == 6
+    size = params["Dense_0"]["kernel"].shape[0]  # of the convolution's output, per example
+    divisors = {row.path: row.divisor for row in found.rows}
+    assert divisors["Conv_0/kernel"] == pytest.approx(6**0.5 * (size / 24) ** 0.25)
+    assert divisors["Conv_0/bias"] == pytest.approx((size / 4) ** 0.25)
+    assert divisors["Dense_0/kernel"] == 1.0
     printed = capsys.readouterr().out
     assert "shares the noise of the layer it is added to" in printed and "Conv_0/kernel" in printed
     for expected in ("wide", ""):  # "auto" says what it chose, once

@@ -70,9 +70,10 @@ def activation_noise(
         mapping from paths, or beginnings of paths ("params/Dense_0"), to draws perturbs the
         parameters under each alone, for so many draws.
       sigma: size of the noise, in units of activations; a number, or a mapping from paths to
-        numbers. Noise on weights is divided by the root of the number of inputs that are summed,
-        so that it moves outputs about as much: one reward carries the noise of all parameters,
-        and the largest would drown the others.
+        numbers. One reward carries the noise of all parameters, and the largest would drown the
+        others: noise on weights is divided by the root of the number of inputs that are summed,
+        so that it moves outputs about as much, and on "example_weights" also by
+        (|y| / |W|)^(1/4), as so few numbers need less.
       antithetic: evaluate pairs. If not, an example's losses are centred over its draws, of which
         two are then the least.
       noise: "rademacher" (signs) or "gaussian", on activations.

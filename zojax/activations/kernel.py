@@ -104,14 +104,10 @@ def make_problem(settings: Settings, loss: Callable[..., Any], params: Params) -
         groups = (which[:, None] == np.arange(len(keys))).astype(np.float32)
         active = groups[:, [group_of[path] for path in mine]]
     sigmas = [
-        of_path[path] / _root(plan, unit) for unit, path in zip(layout.units, mine, strict=True)
+        of_path[path] / plan.rows[unit.leaf].divisor
+        for unit, path in zip(layout.units, mine, strict=True)
     ]
     return Problem(program, plan, layout, jax.tree.leaves(wide), sigmas, active, groups)
-
-
-def _root(plan: Plan, unit: noise.Unit) -> float:
-    """What noise on a weight is divided by, to move outputs as much as noise on them does."""
-    return plan.rows[unit.leaf].fan_in ** 0.5 if unit.kind in ("outer", "batch") else 1.0
 
 
 def _missing(name: str) -> Callable[[str], Any]:

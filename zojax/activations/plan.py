@@ -50,7 +50,7 @@ class Row(NamedTuple):
       dimensions: numbers that one reward is spread over.
       reward: what one reward is of: "example" or "batch".
       why: why other kinds of noise are out of the question, or "".
-      fan_in: inputs that are summed into one output (1 for what is looked up, added or multiplied).
+      divisor: what sigma is divided by; 1 for "activations".
     """
 
     path: str
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     dimensions: int
     reward: str
     why: str
-    fan_in: int = 1
+    divisor: float = 1.0
 
 
 class Plan(NamedTuple):
@@ -104,8 +104,9 @@ def make_plan(program: Program, params: Params, choice: str | Mapping[str, str])
         mine = [s for s in sites if s.leaf == i]
         fan_in = max((s.factors[0] for s in mine), default=1)
         met = tuple(s.kind for s in mine)
-        row = Row(paths[i], leaves[i].shape, met, "", 0, "example", "", fan_in)
-        rows[i] = _decide(row, mine, refused.get(i), chosen[paths[i]], program.num_examples)
+        row = Row(paths[i], leaves[i].shape, met, "", 0, "example", "")
+        row, dims = _decide(row, mine, refused.get(i), chosen[paths[i]], program.num_examples)
+        rows[i] = row._replace(divisor=_divisor(row.mode, fan_in, dims))
     if not any(row.reward == "example" for row in rows.values()) and chosen_auto(choice):
         raise ValueError(_no_site(rows, sites, program.num_examples))
     return _renumber(rows, sites)
@@ -156,12 +157,14 @@ def _probe(
     return sites, refused
 
 
-def _decide(row: Row, mine: list[Site], refused: str | None, wanted: str, batch: int) -> Row:
-    """Chooses the noise of one parameter."""
+def _decide(
+    row: Row, mine: list[Site], refused: str | None, wanted: str, batch: int
+) -> tuple[Row, dict[str, int]]:
+    """Chooses the noise of one parameter; returns the numbers per reward of each kind, too."""
     size = int(np.prod(row.shape))
-    if not mine and refused is None:
-        return row._replace(mode="unused", why="the loss does not depend on it")
     dims = {"weights": size}
+    if not mine and refused is None:
+        return row._replace(mode="unused", why="the loss does not depend on it"), dims
     why = ""
     if refused is not None:
         why = f"it meets {refused}, which is no site"
@@ -181,7 +184,20 @@ def _decide(row: Row, mine: list[Site], refused: str | None, wanted: str, batch:
     best = min(per_example, key=lambda m: dims[m]) if per_example else "weights"
     mode = best if wanted == "auto" else wanted
     reward = "batch" if mode == "weights" else "example"
-    return row._replace(mode=mode, dimensions=dims[mode], reward=reward, why=why)
+    return row._replace(mode=mode, dimensions=dims[mode], reward=reward, why=why), dims
+
+
+def _divisor(mode: str, fan_in: int, dims: Mapping[str, int]) -> float:
+    """What sigma is divided by.
+
+    Noise on a weight is divided by the root of its `fan_in`, to move outputs as much as noise on
+    them does. That is too much if it is spread over fewer numbers: with D_s numbers at site s and
+    rewards that move equally with each site's sigma_s, the error of all sites is proportional to
+    (sum of sigma_s^2) (sum of D_s / sigma_s^2), least for sigma_s^2 proportional to sqrt(D_s).
+    """
+    if mode == "example_weights":
+        return float(fan_in**0.5 * (dims["activations"] / dims[mode]) ** 0.25)
+    return float(fan_in**0.5) if mode == "weights" else 1.0
 
 
 def _overrides(choice: str | Mapping[str, str], paths: list[str]) -> dict[str, str]:
