@@ -91,11 +91,12 @@ def write_table(path: Path, summary: Mapping[str, Any]) -> str:
     if summary["cosines"]:
         lines += [
             "",
-            "| first-order steps | pairs | predicted cosine | measured |",
-            "|---|---|---|---|",
+            "| first-order steps | noise | pairs | predicted cosine | measured |",
+            "|---|---|---|---|---|",
         ]
         lines += [
-            f"| {r['steps']} | {r['num_draws']} | {r['predicted']:.3f} | {r['measured']:.3f} |"
+            f"| {r['steps']} | {r['method'].replace('_', ' ')} | {r['num_draws']} | "
+            f"{r['predicted']:.3f} | {r['measured']:.3f} |"
             for r in summary["cosines"]
         ]
     text = "\n".join(lines) + "\n"

@@ -206,50 +206,51 @@ class Bench:
         return int(compiled.memory_analysis().temp_size_in_bytes)
 
     def cosines(self) -> list[dict[str, Any]]:
-        """Predicts and measures cosines on 128 images, at the start and after 200 Adam steps.
+        """Predicts and measures cosines on 128 images, at the start and after Adam steps.
 
         Returns:
-            Rows with `steps`, `num_draws`, `predicted` (from forward passes and the gradient's
-            length) and `measured` (mean of four estimates).
+            Rows with `steps`, `method` (of those that see losses of examples), `num_draws`,
+            `predicted` (from forward passes and the gradient's length) and `measured` (mean of
+            16 estimates).
         """
         batch = tuple(x[:128] for x in self.task.train)
         loss, losses = self.task.loss_fn, self.per_example.loss_fn
-        params, rows = self.init(self.config.seed), []
+        params, rows, done = self.init(self.config.seed), [], 0
         tx = optax.adam(1e-3)
+        state = tx.init(params)
 
-        @jax.jit
-        def advance(params: Any) -> Any:
-            def step(carry: Any, i: Any) -> tuple[Any, None]:
-                params, state = carry
-                size = len(self.task.train[1])
-                chosen = jax.random.randint(
-                    jax.random.fold_in(jax.random.key(7), i), (128,), 0, size
-                )
-                grad = jax.grad(loss)(params, tuple(x[chosen] for x in self.task.train))
-                updates, state = tx.update(grad, state, params)
-                return (optax.apply_updates(params, updates), state), None
+        def step(i: Any, carry: Any) -> Any:
+            params, state = carry
+            chosen = jax.random.randint(
+                jax.random.fold_in(jax.random.key(7), i), (128,), 0, len(self.task.train[1])
+            )
+            grad = jax.grad(loss)(params, tuple(x[chosen] for x in self.task.train))
+            updates, state = tx.update(grad, state, params)
+            return optax.apply_updates(params, updates), state
 
-            return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(200))[0][0]
-
-        for steps in (0, 200):
-            params = advance(params) if steps else params
-            grad = jax.grad(loss)(params, batch)
-            for num_draws in self.config.cosine_draws:
-                est = zojax.activation_noise(num_draws, self.config.sigma, chunk_size=8)
-                expected = zojax.activations.expected_cosine(
-                    est, losses, params, jax.random.key(1), args=(batch,), grad=grad
-                )
-                one = zojax.value_and_grad(losses, est)
-                drawn = [one(params, jax.random.key(i), batch)[1] for i in range(2, 6)]
-                measured = float(np.mean([cosine(g, grad) for g in drawn]))
-                rows.append(
-                    {
-                        "steps": steps,
-                        "num_draws": num_draws,
-                        "predicted": expected.total,
-                        "measured": measured,
-                    }
-                )
+        advance = jax.jit(lambda *carry, start, stop: jax.lax.fori_loop(start, stop, step, carry))
+        for steps in self.config.cosine_steps:
+            params, state = advance(params, state, start=done, stop=steps)
+            done, grad = steps, jax.grad(loss)(params, batch)
+            for method in (m for m in self.config.methods if m in SITES):
+                for num_draws in self.config.cosine_draws:
+                    est = zojax.activation_noise(
+                        num_draws, self.config.sigma, sites=SITES[method], chunk_size=8
+                    )
+                    expected = zojax.activations.expected_cosine(
+                        est,
+                        losses,
+                        params,
+                        jax.random.key(1),
+                        args=(batch,),
+                        grad=grad,
+                        num_probes=256,
+                    )
+                    one = zojax.value_and_grad(losses, est)
+                    drawn = [one(params, jax.random.key(i), batch)[1] for i in range(2, 18)]
+                    measured = float(np.mean([cosine(g, grad) for g in drawn]))
+                    row = {"steps": steps, "method": method, "num_draws": num_draws}
+                    rows.append(row | {"predicted": expected.total, "measured": measured})
         return rows
 
 

@@ -82,6 +82,7 @@ def test_crossing_a_target_is_interpolated():
         (("--learning-rates", 0.1, 0.1), "learning_rates must name at least one"),
         (("--num-draws", 0), "num_draws must be > 0"),
         (("--target", 1.5), "target must be in"),
+        (("--cosine-steps", 200, 0), "cosine_steps must rise"),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, options, message):
