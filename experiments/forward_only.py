@@ -141,9 +141,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "methods": ("back_propagation", "activation_noise", "activations_only"),
         "batch_size": 128,
         "sample_forwards": 6e6,
-        "learning_rates": (1e-3, 3e-3, 1e-2),
+        "learning_rates": (1e-3, 3e-3),
         "cosine_draws": (64, 8),
         "cosine_steps": (0, 200, 2000),
+        "num_evals": 20,
     },
     "cifar10": {
         "model": "cnn",
