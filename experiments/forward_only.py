@@ -31,9 +31,9 @@ class Config:
     """
 
     preset: Literal["default", "quick", "cnn", "cifar10"] = "default"
-    """default: MNIST, the perceptron, about fifteen minutes on two cores. quick: digits, a minute.
-    cnn: a convolutional network and the choice of sites, ten minutes. cifar10: the same on colour
-    images, for an accelerator."""
+    """default: MNIST, the perceptron; three seeds take 15 minutes on two cores. quick: digits, a
+    minute. cnn: a convolutional network and the choice of sites; three seeds, 25 minutes. cifar10:
+    the same on colour images, for an accelerator."""
     methods: tuple[MethodName, ...] = (
         "back_propagation",
         "activation_noise",
